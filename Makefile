@@ -1,0 +1,57 @@
+# Everything runs in its own virtual environment, .venv; Python 3.11 and make are all that is needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SAMPLES ?= 73568
+
+export HF_HUB_OFFLINE ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help venv demo test quick lint format base clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
+
+venv: $(STAMP)  ## the virtual environment, every version pinned
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## learn twelve pictures end to end: Parquet in, Ray Train, MLflow, a registry version
+	$(BIN)/python pipelines/build_dataset.py scenes --n 12 --seed 1 --out demo/dataset
+	$(BIN)/python pipelines/train_all.py --dataset demo/dataset --output demo/bank --workers 2 --pack 6 --shard-size 6 \
+		--samples 2 --publish demo-words
+	$(BIN)/mcpl bank search heart --registry demo-words@champion --home demo
+	$(BIN)/mcpl bank show demo/bank --dataset demo/dataset --picture demo/words.png
+
+test: $(STAMP) lint  ## everything that can run here
+	$(BIN)/python -m pytest -m 'not gpu' tests
+
+quick: $(STAMP)  ## what runs in a minute or two: no services, no slow tests
+	$(BIN)/python -m pytest -m 'not gpu and not slow and not integration' tests
+
+lint: $(STAMP)  ## style and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite to style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (about two hours on two cores)
+	$(BIN)/python pipelines/train_base.py vae --out runs/base/vae
+	$(BIN)/python pipelines/train_base.py judge --out runs/base/judge.safetensors
+	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --until $(SAMPLES)
+	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --finish
+	$(BIN)/python pipelines/train_base.py export --run runs/base/unet/finish --vae runs/base/vae \
+		--judge runs/base/judge.safetensors --out runs/base/scenes
+
+clean:  ## forget what demo and tests left
+	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache
