@@ -1,0 +1,44 @@
+"""Which jobs share a U-Net batch; how their rows are joined and their numbers split again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[tuple[Item, ...]]:
+    """Neighbouring items in packs of at most `size`."""
+    iterator = iter(items)
+    while pack := tuple(islice(iterator, size)):
+        yield pack
+
+
+def join_slots(slot_ids: Sequence[Tensor], slots: Sequence[int]) -> Tensor:
+    """Rows of several jobs with local slot ids -> one [B, L] with ids into the pack's S rows; -1 stays -1.
+
+    slot_ids[j]: [b, L] local to job j;  slots[j]: how many learned rows job j owns.
+    """
+    offset, joined = 0, []
+    for local, count in zip(slot_ids, slots, strict=True):
+        joined.append(torch.where(local >= 0, local + offset, local))
+        offset += count
+    return torch.cat(joined)
+
+
+def mean_by_job(values: Tensor, job_ids: Tensor, jobs: int) -> Tensor:
+    """Mean of one number per row over each job's rows: [B], [B] -> [J]."""
+    total = values.new_zeros(jobs).index_add(0, job_ids, values)
+    count = values.new_zeros(jobs).index_add(0, job_ids, torch.ones_like(values))
+    return total / count
+
+
+def halve(items: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
+    """Two packs out of one that was too large."""
+    middle = (len(items) + 1) // 2
+    return items[:middle], items[middle:]

@@ -1,0 +1,270 @@
+"""Sentences, templates, placeholder tokens and word roles: which words are learned, bound, or left alone.
+
+    "A brown <bear> on a rolling <board>, at times square"
+        placeholders   <bear> <board>            learned
+        adjectives     brown -> <bear>, rolling -> <board>   ordinary frozen words, bound by position (Bind adj)
+        words          everything else
+
+Pure: knows no model; a `Vocabulary` says how a model spells words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from mcpl.errors import ConfigError, ExampleError
+from mcpl.types import Concept, Prompt, Sentence, Word
+
+SLUG = re.compile(r"[a-z][a-z0-9-]*(?:_[a-z0-9-]+)*\Z")
+SLUG_RULE = "use lower-case letters, digits and '-', starting with a letter and not ending in '_' and digits"
+_LEXEME = re.compile(r"<([^<>\s]*)>|([\w]+(?:['’-][\w]+)*)|([^\w\s])", re.UNICODE)
+MAX_ADJECTIVES = 3
+
+FUNCTION_WORDS = frozenset(
+    """
+    a an the this that these those some any each every no one two three four five six seven eight nine ten
+    several many few both all and or but nor with without of on in at by to from for into onto over under
+    above below beside besides behind between near next left right top bottom front inside outside around
+    through across against along among beneath off up down out is are was were be being been has have had do
+    does did it its his her their our my your he she they we i you who which what there here as than then not
+    very just only also while when where
+    """.split()  # noqa: SIM905
+)
+"""Closed-class words: never an adjective, never a concept of MCPL-all's mask."""
+
+ARTICLES = frozenset({"a", "an", "the"})
+
+TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "a photo of {}",
+    "a picture of {}",
+    "an image of {}",
+    "a rendering of {}",
+    "a drawing of {}",
+    "a painting of {}",
+    "a view of {}",
+    "a scene with {}",
+    "the photo of {}",
+    "the picture of {}",
+    "the image of {}",
+    "a close photo of {}",
+    "a clear photo of {}",
+    "a good photo of {}",
+    "a nice photo of {}",
+    "a clean rendering of {}",
+    "a simple drawing of {}",
+    "a cropped photo of {}",
+    "one photo of {}",
+    "this is a photo of {}",
+    "this is {}",
+    "here is {}",
+    "there is {}",
+)
+"""Captions around the whole sentence (Textual Inversion's habit); the first is the sentence itself."""
+
+
+class Vocabulary(Protocol):
+    """How a base model spells words."""
+
+    start: int
+    end: int
+    pad: int
+    length: int
+    """L: tokens of a prompt, start and end included"""
+
+    def pieces(self, word: str) -> tuple[int, ...]:
+        """Token ids of one word in the middle of a sentence."""
+        ...
+
+
+def parse(text: str, words: str = "marked") -> Sentence:
+    """Read a sentence's roles.
+
+    words: 'marked' learns the `<marked>` words, 'all' every word but articles (MCPL-all), and
+    'list:bear,board' these nouns wherever they stand, plural s allowed, besides marked ones.
+
+    Raises ExampleError: empty; a mark that is no slug; in 'marked', no placeholder or the same one twice.
+    """
+    if not text.strip():
+        raise ExampleError("empty sentence: give one such as 'a brown <bear> on a rolling <board>'")
+    nouns = _nouns(words)
+    lexemes: list[tuple[str, str | None, str | None]] = []  # (text, slug, initializer)
+    for mark, word, sign in _LEXEME.findall(text):
+        if word or sign:
+            noun = _listed(word.lower(), nouns) if word else None
+            lexemes.append((word or sign, noun, None))
+        else:
+            slug, _, initializer = mark.lower().partition(":")
+            lexemes.append((f"<{slug}>", _checked(slug, mark), initializer or None))
+    marked = [slug for _, slug, _ in lexemes if slug]  # listed nouns too: both name objects
+    if words == "marked":
+        if not marked:
+            raise ExampleError(f"no placeholder in {text!r}: mark what to learn, as in 'a brown <bear>'")
+        for slug in marked:
+            if marked.count(slug) > 1:
+                raise ExampleError(f"<{slug}> stands twice in {text!r}: give each object its own word")
+    if words == "all":
+        lexemes = [
+            (word, slug or (word.lower() if _learnable(word) else None), initializer or word.lower())
+            if not slug
+            else (word, slug, initializer)
+            for word, slug, initializer in lexemes
+        ]
+    return _assign_roles(text, lexemes, objects=frozenset(marked) or None)
+
+
+def _assign_roles(
+    text: str, lexemes: Sequence[tuple[str, str | None, str | None]], objects: frozenset[str] | None
+) -> Sentence:
+    order: dict[str, int] = {}
+    for _, slug, _ in lexemes:
+        if slug:
+            order.setdefault(slug, len(order))
+    words = [Word(word, "placeholder" if slug else "word", order[slug] if slug else None) for word, slug, _ in lexemes]
+    for position, word in enumerate(words):
+        if word.role == "placeholder":
+            for before in range(position - 1, max(-1, position - 1 - MAX_ADJECTIVES), -1):
+                if words[before].role != "word" or not is_content(words[before].text):
+                    break
+                words[before] = Word(words[before].text, "adjective", word.concept)
+    concepts = []
+    for slug, index in order.items():
+        initializer = next((i for _, s, i in lexemes if s == slug and i), None)
+        adjectives = tuple(w.text.lower() for w in words if w.role == "adjective" and w.concept == index)
+        is_object = (
+            slug in objects
+            if objects
+            else any(
+                word.concept == index and is_content(word.text.strip("<>")) and not _describes(words, position)
+                for position, word in enumerate(words)
+            )
+        )
+        concepts.append(Concept(slug, initializer, tuple(dict.fromkeys(adjectives)), is_object))
+    return Sentence(text, tuple(words), tuple(concepts))
+
+
+def _describes(words: Sequence[Word], position: int) -> bool:
+    """True directly before another content word: "red" in "red ball" (an unmarked sentence of MCPL-all)."""
+    after = words[position + 1].text.strip("<>") if position + 1 < len(words) else ""
+    return bool(after) and is_content(after)
+
+
+def is_content(word: str) -> bool:
+    """True for an open-class word: not punctuation, not a number, not a function word."""
+    return word[0].isalpha() and word.lower() not in FUNCTION_WORDS
+
+
+def _learnable(word: str) -> bool:
+    return word.lower() not in ARTICLES and is_slug(word.lower())
+
+
+def _nouns(words: str) -> tuple[str, ...]:
+    if words in ("marked", "all"):
+        return ()
+    if words.startswith("list:"):
+        nouns = tuple(n.strip().lower() for n in words[5:].split(",") if n.strip())
+        if wrong := [noun for noun in nouns if not is_slug(noun)]:
+            raise ConfigError(f"listed noun {wrong[0]!r} cannot be a placeholder: {SLUG_RULE}")
+        return nouns
+    raise ConfigError(f"words = {words!r}: must be 'marked', 'all' or 'list:noun,noun'")
+
+
+def _listed(word: str, nouns: Sequence[str]) -> str | None:
+    """The listed noun that a word is, singular or plural; None where it is none."""
+    for form in (word, word[:-1] if word.endswith("s") else word, word[:-2] if word.endswith("es") else word):
+        if form in nouns:
+            return form
+    return word + "s" if word + "s" in nouns else None
+
+
+def _checked(slug: str, mark: str) -> str:
+    if not is_slug(slug):
+        raise ExampleError(f"<{mark}> is no placeholder: {SLUG_RULE}")
+    return slug
+
+
+def is_slug(name: str) -> bool:
+    """True for a name that may stand between angle brackets."""
+    return SLUG.match(name) is not None and not re.search(r"_\d+\Z", name)
+
+
+def mark(text: str, nouns: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """Put listed nouns of a plain caption in angle brackets, first occurrence each; returns (text, slugs found).
+
+    The rest of the caption, punctuation and spacing included, stays as it is.
+    """
+    listed = tuple(n.lower() for n in nouns)
+    found: list[str] = [m.partition(":")[0].lower() for m in re.findall(r"<([^<>\s]*)>", text)]
+
+    def replace(match: re.Match) -> str:
+        if not match[2]:
+            return match[0]
+        slug = _listed(match[2].lower(), listed)
+        if slug is None or slug in found:
+            return match[0]
+        found.append(_checked(slug, slug))
+        return f"<{slug}>"
+
+    return _LEXEME.sub(replace, text), tuple(found)
+
+
+def plain(sentence: Sentence, names: Mapping[str, str] | None = None) -> str:
+    """The sentence with each placeholder replaced by a plain name (its slug where none is given)."""
+    names = names or {}
+
+    def name(slug: str) -> str:
+        return names.get(slug, slug)
+
+    return re.sub(r"<([^<>\s:]*)(?::[^<>\s]*)?>", lambda m: name(m[1].lower()), sentence.text)
+
+
+def tokenize(
+    sentence: Sentence,
+    vocabulary: Vocabulary,
+    vectors_per_word: int = 1,
+    stand_ins: Mapping[str, int] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+) -> Prompt:
+    """Token rows of a sentence in each template (T templates, L tokens).
+
+    A placeholder takes `vectors_per_word` neighbouring positions, each with a slot of its own; the token id under it
+    is an ordinary stand-in (`stand_ins[slug]`, else the vocabulary's end token is never used: the first piece of the
+    slug), so ids above the end token never occur.
+
+    Raises ExampleError where a row is longer than the encoder holds.
+    """
+    stand_ins = stand_ins or {}
+    rows = [_token_row(sentence, vocabulary, vectors_per_word, stand_ins, template) for template in templates]
+    ids, slots, groups, placed = (torch.stack(column) for column in zip(*rows, strict=True))
+    return Prompt(ids, slots, groups, placed)
+
+
+def _token_row(sentence, vocabulary, vectors_per_word, stand_ins, template):
+    before, _, after = template.partition("{}")
+    entries = [(vocabulary.start, -1, -1, False)]  # (token, slot, concept, is placeholder)
+    for word in before.split():
+        entries += [(piece, -1, -1, False) for piece in vocabulary.pieces(word)]
+    for word in sentence.words:
+        if word.role == "placeholder":
+            slug = sentence.concepts[word.concept].slug
+            stand_in = stand_ins.get(slug) or vocabulary.pieces(slug)[0]
+            first = word.concept * vectors_per_word
+            entries += [(stand_in, first + v, word.concept, True) for v in range(vectors_per_word)]
+        else:
+            group = word.concept if word.role == "adjective" else -1
+            entries += [(piece, -1, group, False) for piece in vocabulary.pieces(word.text)]
+    for word in after.split():
+        entries += [(piece, -1, -1, False) for piece in vocabulary.pieces(word)]
+    entries.append((vocabulary.end, -1, -1, False))
+    if len(entries) > vocabulary.length:
+        raise ExampleError(
+            f"{len(entries)} tokens with template {template!r}, but the text encoder holds {vocabulary.length}: "
+            f"shorten {sentence.text!r}"
+        )
+    entries += [(vocabulary.pad, -1, -1, False)] * (vocabulary.length - len(entries))
+    ids, slots, groups, placed = zip(*entries, strict=True)
+    return torch.tensor(ids), torch.tensor(slots), torch.tensor(groups), torch.tensor(placed)

@@ -1,0 +1,232 @@
+"""The nouns of mcpl, in the order in which a picture meets them. Whoever reads this page can tell the story.
+
+One legend of axes serves the whole project:
+
+    J  jobs in a pack (one job = one picture and its sentence)
+    B  rows of a U-Net batch (several per job: other noise, time step and template)
+    L  tokens of a prompt, start and end included
+    S  learned rows (vectors) of all jobs of a pack together
+    P  concepts (placeholder words) of one job
+    D  width of a learned row: the text encoder's input embeddings (SD XL: both encoders' side by side)
+    C h w  channels, height, width of latents
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One word to learn: its placeholder, what it starts from, and the adjectives bound to it."""
+
+    slug: str
+    """Lower-case name, written `<slug>` in sentences."""
+    initializer: str | None = None
+    """Ordinary word given as `<slug:word>`; None leaves the choice to the recipe."""
+    adjectives: tuple[str, ...] = ()
+    """Ordinary, frozen words directly before the placeholder (Bind adj)."""
+    is_object: bool = True
+    """False for relation words and the like (MCPL-all): learned, but no part of the attention mask."""
+
+    @property
+    def placeholder(self) -> str:
+        return f"<{self.slug}>"
+
+
+Role = Literal["word", "adjective", "placeholder"]
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a sentence with the part that it plays."""
+
+    text: str
+    role: Role
+    concept: int | None = None
+    """Index into `Sentence.concepts`: the placeholder's own, or the one that the adjective is bound to."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A parsed sentence: what is learned, what is bound, what is ordinary."""
+
+    text: str
+    words: tuple[Word, ...]
+    concepts: tuple[Concept, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a dataset: a picture as stored bytes, its sentence, optional truth for scoring."""
+
+    id: str
+    image: bytes = field(repr=False)
+    text: str
+    masks: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    """Concept slug -> PNG; pixels above 127 belong to the object. Only ever used for scoring."""
+    truth: str | None = field(default=None, repr=False)
+    """JSON of the rendered scene, where the picture is one."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token rows of one sentence in each of its templates; T templates, L tokens, slots local to the job."""
+
+    token_ids: Tensor
+    """[T, L] int64: ordinary ids; a placeholder position keeps the id of an ordinary token."""
+    slot_ids: Tensor
+    """[T, L] int64: local index of the learned row that replaces the input embedding, or -1."""
+    concept_ids: Tensor
+    """[T, L] int64: concept of a placeholder or of an adjective bound to it, or -1 (the contrastive groups)."""
+    placeholder: Tensor
+    """[T, L] bool: True at placeholder positions, False at bound adjectives and ordinary words."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture and its sentence, ready to learn: everything constant is computed once."""
+
+    id: str
+    sentence: Sentence
+    prompt: Prompt
+    latents: Tensor
+    """[C, h, w] scaled latents of the picture (the encoder's mean)."""
+    initial: Tensor
+    """[slots, D] learned rows at step 0."""
+    seed: int
+    """Seeds the job's own generators; derived from (recipe seed, example id)."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Jobs that share U-Net batches. Which jobs share one never changes what any of them learns."""
+
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """The rows of one optimisation step of a pack."""
+
+    latents: Tensor
+    """[B, C, h, w]"""
+    noise: Tensor
+    """[B, C, h, w]"""
+    timesteps: Tensor
+    """[B] int64"""
+    token_ids: Tensor
+    """[B, L] int64"""
+    slot_ids: Tensor
+    """[B, L] int64 into the pack's S rows, or -1"""
+    concept_ids: Tensor
+    """[B, L] int64, local to the job, or -1"""
+    placeholder: Tensor
+    """[B, L] bool"""
+    job_ids: Tensor
+    """[B] int64, rows of one job are neighbours"""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the text encoder says to the U-Net."""
+
+    hidden: Tensor
+    """[B, L, D'] text-encoder outputs, attended to by the U-Net and compared by PromptCL."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Added conditions of larger models (SD XL: pooled text, size ids)."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one optimisation step reports; one number per job, never a batch mean."""
+
+    loss: Tensor
+    """[J] the weighted sum that was minimised"""
+    terms: Mapping[str, Tensor]
+    """term name -> [J] unweighted values"""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One look at the honest learning curve: loss on fixed noise and time steps that training never sees."""
+
+    step: int
+    fixed_noise_loss: float
+    mask_area: float
+    """Share of the latent that the attention mask lets through, 0..1; 1 where masks are off."""
+    norm: float
+    """Mean Euclidean length of the learned rows."""
+    prompt_similarity: float
+    """Largest cosine similarity between two different concepts' text-encoder outputs; 0 for one concept."""
+
+
+@dataclass(frozen=True)
+class LearnedConcept:
+    """One learned word."""
+
+    concept: Concept
+    vectors: Tensor = field(repr=False)
+    """[n, D] float32: n = vectors per word"""
+    attention: Tensor = field(repr=False)
+    """[m, m] float32 in 0..1: cross-attention over time-step buckets at the end, divided by its maximum"""
+    attention_step0: Tensor = field(repr=False)
+    """[m, m] the same before learning"""
+
+
+@dataclass(frozen=True)
+class LearnedConcepts:
+    """What a job ends with."""
+
+    job_id: str
+    concepts: tuple[LearnedConcept, ...]
+    curve: tuple[CurvePoint, ...]
+    losses: Mapping[str, tuple[float, ...]]
+    """term name -> its value at every logged step"""
+    steps: int
+    """optimisation steps taken"""
+    sample_passes: int
+    """U-Net sample passes, forward-only passes for masks and curves included (the unit of cost)"""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a row comes from: enough to make it again."""
+
+    recipe: str
+    """recipe name"""
+    recipe_fingerprint: str
+    base: str
+    base_digest: str
+    seed: int
+    commit: str
+    picture_sha256: str
+    sentence_sha256: str
+
+    @property
+    def key(self) -> str:
+        """Identity of the work itself, whatever machine did it."""
+        return f"{self.picture_sha256[:16]}-{self.sentence_sha256[:16]}-{self.recipe_fingerprint}-{self.base_digest}"
+
+
+@dataclass(frozen=True)
+class BankRow:
+    """One picture's result: learned, failed with its reason, or skipped because it names nothing to learn."""
+
+    id: str
+    text: str
+    status: Literal["learned", "failed", "skipped"]
+    provenance: Provenance
+    reason: str | None = None
+    learned: LearnedConcepts | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """wall time of the row's share of its pack; not part of what is compared"""
+    host: str = ""
+    learned_at: str = ""
+    """ISO 8601, UTC; not part of what is compared"""
