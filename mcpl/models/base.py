@@ -1,0 +1,100 @@
+"""What the learner may ask of a base model. Each foreign model gets a thin adapter with these few verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mcpl.diffusion import PredictionType
+from mcpl.models.cross_attention import Recording
+from mcpl.prompts import Vocabulary
+from mcpl.types import Conditioning
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is constant about a base model."""
+
+    name: str
+    digest: str
+    """16 hex digits of the sha256 over configuration and weights"""
+    architecture: str
+    """ModelSpec architecture of embedding files made with it"""
+    width: int
+    """D of a learned row"""
+    latent_shape: tuple[int, int, int]
+    """C, h, w"""
+    resolution: int
+    """pixels of a side"""
+    attention_size: int
+    """m: side of the cross-attention maps that are read (the 16x16-ish layers)"""
+    prediction_type: PredictionType
+    neutral_words: tuple[str, ...]
+    """words whose mean embedding is the neutral initialiser"""
+    closed_vocabulary: bool = False
+    """True where a word spelt in several pieces means nothing to the base"""
+    familiar: Mapping[str, float] | None = None
+    """limits of what its own pictures measure, see mcpl.learning.familiarity; None where nobody measured"""
+
+
+class BaseModel(Protocol):
+    """A frozen text-to-image diffusion model."""
+
+    facts: Facts
+    vocabulary: Vocabulary
+    alphas_cumprod: Tensor
+    """[T] of the training schedule"""
+    device: torch.device
+    dtype: torch.dtype
+
+    def to(self, device: torch.device) -> BaseModel:
+        """The same model on another device."""
+        ...
+
+    def word_embeddings(self, word: str) -> Tensor:
+        """Input embeddings of a word's token pieces. [pieces, D]"""
+        ...
+
+    def knows(self, word: str) -> bool:
+        """True where a word is one piece of the vocabulary."""
+        ...
+
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1..1 -> scaled latents [B, C, h, w], the mean of the encoder."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] -> pictures [B, H, W, 3] uint8."""
+        ...
+
+    def encode_prompts(self, token_ids: Tensor, slot_ids: Tensor, learned: Tensor) -> Conditioning:
+        """Text encoding with learned rows [S, D] in place of input embeddings where slot_ids [B, L] >= 0."""
+        ...
+
+    def unconditional(self) -> Conditioning:
+        """Text encoding of the empty sentence. [1, L, D']"""
+        ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's output, of `facts.prediction_type`. [B, C, h, w]"""
+        ...
+
+    def record(self, positions: Tensor) -> AbstractContextManager[Recording]:
+        """Record the cross-attention columns of token positions [B, P] while inside the `with` block."""
+        ...
+
+    def sample(
+        self, noise: Tensor, conditioning: Conditioning, unconditional: Conditioning, steps: int, guidance: float
+    ) -> Tensor:
+        """Latents made from noise [B, C, h, w] with classifier-free guidance. [B, C, h, w]"""
+        ...
+
+
+def mean_embedding(model: BaseModel, words: Sequence[str]) -> Tensor:
+    """Mean over words of the mean over their pieces. [D]"""
+    return torch.stack([model.word_embeddings(word).mean(dim=0) for word in words]).mean(dim=0)

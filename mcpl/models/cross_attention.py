@@ -1,0 +1,81 @@
+"""Look at a U-Net's cross-attention while it works, and give it back as it was.
+
+    with record(unet, positions, map_size=16) as recording:
+        unet(...)
+    recording.maps()      # [B, P, 16, 16]
+
+The attention processors, fused kernels included, are left alone: hooks on the query and key projections of the layers
+of one size rebuild the columns of the few tokens that are read, each with its query's log-sum-exp over all tokens,
+which is exactly their share of the softmax. Maps keep their gradient where one is being recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Recording:
+    """Attention of the read tokens, one [B, P, m, m] per layer of the asked size, mean over heads."""
+
+    layers: dict[str, Tensor] = field(default_factory=dict)
+
+    def maps(self) -> Tensor:
+        """Mean over the recorded layers. [B, P, m, m]"""
+        if not self.layers:
+            raise RuntimeError("no cross-attention layer of the asked size ran inside the `with` block")
+        return torch.stack(list(self.layers.values())).mean(dim=0)
+
+
+def attention_columns(query: Tensor, key: Tensor, positions: Tensor, heads: int, scale: float) -> Tensor:
+    """Columns of softmax(q k^T scale), mean over heads: [B, N, H d], [B, L, H d], [B, P] -> [B, N, P]."""
+    batch, queries, inner = query.shape
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q = query.to(wide).view(batch, queries, heads, inner // heads).transpose(1, 2)
+    k = key.to(wide).view(batch, -1, heads, inner // heads).transpose(1, 2)
+    scores = q @ k.transpose(-1, -2) * scale  # [B, H, N, L]
+    index = positions[:, None, None].expand(-1, heads, queries, -1)
+    columns = scores.gather(-1, index) - scores.logsumexp(dim=-1, keepdim=True)
+    return columns.exp().mean(dim=1)
+
+
+def cross_attention_layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """Name -> diffusers Attention module of every cross-attention layer."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if getattr(module, "is_cross_attention", False) and hasattr(module, "to_q")
+    }
+
+
+@contextmanager
+def record(unet: nn.Module, positions: Tensor, map_size: int) -> Iterator[Recording]:
+    """Record the columns `positions` [B, P] of every cross-attention layer with map_size**2 queries."""
+    recording, handles = Recording(), []
+
+    def watch(name: str, attention: nn.Module) -> None:
+        queries: list[Tensor] = []
+
+        def on_query(_module, _inputs, output: Tensor) -> None:
+            queries[:] = [output] if output.shape[1] == map_size**2 else []
+
+        def on_key(_module, _inputs, output: Tensor) -> None:
+            if queries:
+                columns = attention_columns(queries.pop(), output, positions, attention.heads, attention.scale)
+                recording.layers[name] = columns.transpose(1, 2).unflatten(-1, (map_size, map_size))
+
+        handles.append(attention.to_q.register_forward_hook(on_query))
+        handles.append(attention.to_k.register_forward_hook(on_key))
+
+    for name, attention in cross_attention_layers(unet).items():
+        watch(name, attention)
+    try:
+        yield recording
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,29 @@
+"""Learned rows take the place of input embeddings; tokenizer and weights are never edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def fill_slots(embedded: Tensor, slot_ids: Tensor, learned: Tensor) -> Tensor:
+    """Rows of `embedded` [B, L, D] replaced by learned[slot] [S, D] where slot_ids [B, L] >= 0."""
+    if learned.shape[0] == 0:
+        return embedded
+    rows = learned[slot_ids.clamp_min(0)].to(embedded.dtype)
+    return torch.where((slot_ids >= 0)[..., None], rows, embedded)
+
+
+@contextmanager
+def learned_rows(token_embedding: nn.Embedding, slot_ids: Tensor, learned: Tensor) -> Iterator[None]:
+    """While inside, the embedding layer answers with learned rows at the slots; the layer itself is untouched."""
+    handle = token_embedding.register_forward_hook(
+        lambda _module, _inputs, output: fill_slots(output, slot_ids, learned)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()

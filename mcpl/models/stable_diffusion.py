@@ -1,0 +1,182 @@
+"""Stable Diffusion 1.x / 2.x and everything in their layout, the small scenes base included."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from mcpl.errors import ConfigError
+from mcpl.models.base import Facts
+from mcpl.models.cross_attention import Recording, record
+from mcpl.models.placeholders import learned_rows
+from mcpl.types import Conditioning
+
+_PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
+
+
+class ClipVocabulary:
+    """How a CLIP tokenizer spells words."""
+
+    def __init__(self, tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.start = tokenizer.bos_token_id
+        self.end = tokenizer.eos_token_id
+        self.pad = tokenizer.pad_token_id
+        self.length = tokenizer.model_max_length
+        self._cache: dict[str, tuple[int, ...]] = {}
+
+    def pieces(self, word: str) -> tuple[int, ...]:
+        if word not in self._cache:
+            self._cache[word] = tuple(self._tokenizer(word, add_special_tokens=False).input_ids)
+        return self._cache[word]
+
+    def text(self, token_id: int) -> str:
+        return self._tokenizer.convert_ids_to_tokens(int(token_id))
+
+
+class StableDiffusion:
+    """Adapter of a frozen StableDiffusionPipeline; see BaseModel for the verbs."""
+
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        name: str,
+        digest: str,
+        neutral_words: tuple[str, ...],
+        closed_vocabulary: bool = False,
+        familiar: Mapping[str, float] | None = None,
+    ) -> None:
+        self._unet, self._vae, self._text = pipeline.unet, pipeline.vae, pipeline.text_encoder
+        for module in (self._unet, self._vae, self._text):
+            module.requires_grad_(False).eval()
+        # latents are not pictures: DDIM's defaults would clip them, where the base's own scheduler does not say
+        self._scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
+        self.vocabulary = ClipVocabulary(pipeline.tokenizer)
+        self.alphas_cumprod = self._scheduler.alphas_cumprod.to(self.device)
+        side = self._unet.config.sample_size
+        factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        width = self._text.config.hidden_size
+        self.facts = Facts(
+            name=name,
+            digest=digest,
+            architecture={1024: "stable-diffusion-v2"}.get(width, "stable-diffusion-v1"),
+            width=width,
+            latent_shape=(self._unet.config.in_channels, side, side),
+            resolution=side * factor,
+            attention_size=min(_attended_sides(self._unet.config), key=lambda size: abs(size - 16)),
+            prediction_type=self._scheduler.config.prediction_type,
+            neutral_words=neutral_words,
+            closed_vocabulary=closed_vocabulary,
+            familiar=familiar,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self._unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._unet.dtype
+
+    def to(self, device: torch.device) -> StableDiffusion:
+        """The same model, moved."""
+        for module in (self._unet, self._vae, self._text):
+            module.to(device)
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        return self
+
+    def word_embeddings(self, word: str) -> Tensor:
+        pieces = self.vocabulary.pieces(word)
+        if not pieces:
+            raise ConfigError(f"the tokenizer of {self.facts.name} makes nothing of {word!r}")
+        return self._text.get_input_embeddings().weight[list(pieces)].detach().clone()
+
+    def knows(self, word: str) -> bool:
+        return len(self.vocabulary.pieces(word)) == 1
+
+    @torch.no_grad()
+    def encode_pictures(self, pixels: Tensor) -> Tensor:
+        latents = self._vae.encode(pixels.to(self.device, self._vae.dtype)).latent_dist.mode()
+        return ((latents - self._shift) * self._vae.config.scaling_factor).to(self.dtype)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        pictures = self._vae.decode(latents.to(self._vae.dtype) / self._vae.config.scaling_factor + self._shift).sample
+        return ((pictures.float() / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+
+    @property
+    def _shift(self) -> float:
+        return self._vae.config.get("shift_factor") or 0.0
+
+    def encode_prompts(self, token_ids: Tensor, slot_ids: Tensor, learned: Tensor) -> Conditioning:
+        with learned_rows(self._text.get_input_embeddings(), slot_ids, learned):
+            return Conditioning(self._text(input_ids=token_ids).last_hidden_state)
+
+    @torch.no_grad()
+    def unconditional(self) -> Conditioning:
+        v = self.vocabulary
+        empty = torch.full((1, v.length), v.pad, device=self.device)
+        empty[0, 0], empty[0, 1] = v.start, v.end
+        return Conditioning(self._text(input_ids=empty).last_hidden_state)
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        return self._unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden).sample
+
+    def record(self, positions: Tensor) -> AbstractContextManager[Recording]:
+        return record(self._unet, positions, self.facts.attention_size)
+
+    @torch.no_grad()
+    def sample(
+        self, noise: Tensor, conditioning: Conditioning, unconditional: Conditioning, steps: int, guidance: float
+    ) -> Tensor:
+        scheduler = DDIMScheduler.from_config(self._scheduler.config, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps, device=self.device)
+        both = Conditioning(torch.cat([unconditional.hidden.expand_as(conditioning.hidden), conditioning.hidden]))
+        latents = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(latents, t)
+            without, given = self.predict(torch.cat([scaled, scaled]), t.expand(2 * len(noise)), both).chunk(2)
+            latents = scheduler.step(without + guidance * (given - without), t, latents).prev_sample
+        return latents
+
+    def state_digest(self) -> str:
+        """sha256 over the weights as they are in memory now: proof that a model is unchanged."""
+        digest = hashlib.sha256()
+        for module in (self._unet, self._vae, self._text):
+            for name, value in module.state_dict().items():
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+
+def _attended_sides(unet) -> list[int]:
+    """Side of the latent at every level that reads the text."""
+    levels = enumerate(unet.down_block_types)
+    return [unet.sample_size >> i for i, block in levels if "CrossAttn" in block] or [unet.sample_size]
+
+
+def files_digest(directory: Path) -> str:
+    """16 hex digits over the names and contents of the files that make up a model directory.
+
+    Variants that are not loaded (`*.fp16.safetensors` and the like) do not count. Raises FileNotFoundError for none.
+    """
+    files = sorted(
+        path
+        for part in _PARTS
+        for path in (directory / part).glob("*")
+        if path.suffix in {".json", ".txt", ".safetensors"} and path.name.count(".") == 1
+    )
+    if not files:
+        raise FileNotFoundError(f"{directory} holds no model files")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path.relative_to(directory)).encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
