@@ -1,0 +1,50 @@
+"""What the base's own pictures measure: the limits beyond which `mcpl learn` warns that a picture is strange to it.
+
+    python -m benchmarks.familiar [--n 200] [--write]
+
+Renders of the base's world, drawn from seeds that its training never used. The limits are the worst percent of round
+trips and the hardest percent of unconditional losses, with a fifth to spare. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+from rich.progress import track
+
+from mcpl.learning.familiarity import strangeness
+from mcpl.models.catalogue import ASSETS, load
+from mcpl.orchestration.job import to_pixels
+from mcpl.scenes.render import render
+from mcpl.scenes.scene import sample_scene
+
+SEED = 9_000_000
+SPARE = 1.2
+
+
+def limits(n: int) -> dict[str, float]:
+    """round_trip_psnr in dB and loss, over n renders of the base's world."""
+    model = load("scenes-v0", device="cpu")
+    pictures = (to_pixels(render(sample_scene([SEED, i]))[0]) for i in range(n))
+    measured = [strangeness(model, pixels) for pixels in track(pictures, "measuring", total=n)]
+    return {
+        "round_trip_psnr": round(float(np.percentile([m["round_trip_psnr"] for m in measured], 1)) / SPARE, 2),
+        "loss": round(float(np.percentile([m["loss"] for m in measured], 99)) * SPARE, 4),
+    }
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--n", type=int, default=200)
+    options.add_argument("--write", action="store_true", help="keep the limits beside the shipped base")
+    given = options.parse_args()
+    found = limits(given.n)
+    if given.write:
+        (ASSETS / "scenes-v0" / "familiar.json").write_text(json.dumps(found) + "\n")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Building the small base model: tokenizer, networks, the training loop, export. Torch and diffusers live here."""

@@ -1,0 +1,150 @@
+"""Training the base: stopped and resumed equals uninterrupted; a hand-over goes on; the result loads as a pipeline."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from mcpl.scenes.training.export import export, pipeline
+from mcpl.scenes.training.job import Job, work
+from mcpl.scenes.training.loop import BaseConfig, Trainer, train
+from mcpl.scenes.training.muon import orthogonal
+from mcpl.scenes.training.networks import Shape, build_scheduler, build_vae, velocity
+
+TINY = Shape(width=16, text_layers=1, text_heads=2, channels=(8, 16), heads=(2, 2), attend=(True, False))
+CONFIG = BaseConfig(shape=TINY, rows=4, reading_steps=2, warm_up=3)
+
+OPTIONS = dict.fromkeys((*BaseConfig.model_fields, "resume", "until", "pixels", "channels"))
+OPTIONS |= {"finish": False, "minutes": 1e9, "gpu": False}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in (*trainer.parameters, *trainer.average)])
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    whole = Trainer(CONFIG)
+    train(whole, tmp_path / "whole", until=16)
+    train(Trainer(CONFIG), tmp_path / "cut", until=8)
+    second = Trainer(CONFIG, fresh=False)
+    second.load(tmp_path / "cut")
+    train(second, tmp_path / "cut", until=16)
+    assert second.cursor == whole.cursor == 16
+    assert torch.equal(_weights(second), _weights(whole))
+    assert len(list((tmp_path / "cut").glob("state-*.safetensors"))) == 2  # the older state is gone
+
+
+def test_two_halves_of_a_batch_are_the_batch():
+    """Data parallel: the workers' samples are disjoint, together they are what one worker sees."""
+    from mcpl.scenes.training.data import batch
+
+    trainer = Trainer(CONFIG)
+    whole, ids = batch(0, range(4), trainer.tokenizer)
+    halves = [batch(0, range(i, i + 2), trainer.tokenizer) for i in (0, 2)]
+    assert torch.equal(whole, torch.cat([h[0] for h in halves])) and torch.equal(ids, torch.cat([h[1] for h in halves]))
+
+
+def test_learning_rate_warms_up_holds_and_falls_only_when_asked():
+    trainer = Trainer(CONFIG)
+    paces = []
+    for step in range(5):
+        trainer.steps_since_start, trainer.cursor = step, 4 * step
+        paces.append(trainer.pace())
+    assert paces == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
+    trainer.config = CONFIG.model_copy(update={"decay_from": 8, "decay_samples": 8})
+    trainer.cursor = 12
+    assert trainer.pace() == pytest.approx(0.5)
+    trainer.cursor = 16
+    assert trainer.pace() == 0
+
+
+def test_finishing_leaves_the_constant_phase_as_it_was(tmp_path):
+    train(Trainer(CONFIG), tmp_path, until=8)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    job = Job.from_options({**OPTIONS, "out": tmp_path, "finish": True})
+    assert job.config.decay_from == 8 and job.config.shape == TINY and job.folder == tmp_path / "finish"
+    job = job.model_copy(update={"config": job.config.model_copy(update={"decay_samples": 8})})
+    work(job, rank=0, world=1)
+    assert json.loads((tmp_path / "finish" / "state.json").read_text())["cursor"] == 16
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_hand_over_goes_on_at_its_cursor_with_a_new_warm_up(tmp_path):
+    trainer = Trainer(CONFIG)
+    train(trainer, tmp_path / "run", until=8)
+    trainer.hand_over(tmp_path / "hand")
+    again = Trainer(CONFIG, fresh=False)
+    again.load(tmp_path / "hand")
+    assert (again.cursor, again.steps_since_start) == (8, 0)
+    assert torch.allclose(_weights(again), _weights(trainer), atol=1e-3)
+    again.step()
+
+
+def test_a_stop_file_ends_the_run_with_its_state_saved(tmp_path):
+    (tmp_path / "stop").touch()
+    train(Trainer(CONFIG), tmp_path)
+    assert json.loads((tmp_path / "state.json").read_text())["cursor"] == 0
+
+
+def test_orthogonal_agrees_with_the_singular_vectors():
+    for size in ((12, 90), (30, 16), (16, 16)):
+        matrix = torch.randn(size, generator=torch.Generator().manual_seed(0))
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        turned = left.T @ orthogonal(matrix) @ right.T
+        assert (turned.diagonal() - 1).abs().max() < 0.45  # the quintic stops near 1, not at it
+        assert (turned - turned.diagonal().diag()).abs().max() < 1e-3
+
+
+def test_velocity_by_hand():
+    noisy, target = velocity(torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 1, 1), 3.0), torch.tensor([0.64]))
+    assert noisy.item() == pytest.approx(0.8 * 2 + 0.6 * 3) and target.item() == pytest.approx(0.8 * 3 - 0.6 * 2)
+    assert build_scheduler().alphas_cumprod[-1] == 0  # the last step is pure noise
+
+
+def test_an_exported_base_loads_offline_and_draws(tmp_path):
+    digest = export(pipeline(Trainer(CONFIG), build_vae(TINY)), tmp_path)
+    assert json.loads((tmp_path / "digest.json").read_text())["sha256"] == digest
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a red star", num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (32, 32, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_ray_workers_train_and_save_when_terminated(tmp_path):
+    command = [sys.executable, "pipelines/train_base.py", "unet", "--out", str(tmp_path), "--workers", "2"]
+    command += ["--channels", "8,16,16", "--rows", "4", "--reading-steps", "2"]
+    log, pids = tmp_path / "log", tmp_path / "pids"
+    with log.open("w") as out:
+        run = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1], stdout=out, stderr=out)
+        try:
+            deadline = time.monotonic() + 240
+            while run.poll() is None and time.monotonic() < deadline:
+                if pids.exists() and len(pids.read_text().split()) == 2:
+                    break
+                time.sleep(0.5)
+            time.sleep(5)
+            run.terminate()
+            assert run.wait(120) == 0, log.read_text()[-2000:]
+        finally:
+            run.kill()
+    cursor = json.loads((tmp_path / "state.json").read_text())["cursor"]
+    again = Job.from_options({**OPTIONS, "out": tmp_path})
+    assert again.config.shape.channels == (8, 16, 16)  # a run goes on as it was begun
+    (tmp_path / "stop").unlink()
+    work(again.model_copy(update={"until": cursor + 4}), rank=0, world=1)
+    assert json.loads((tmp_path / "state.json").read_text())["cursor"] == cursor + 4
