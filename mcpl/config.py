@@ -1,0 +1,75 @@
+"""RunConfig = Recipe (what decides the result, fingerprinted) + Placement (where it runs, never is)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from mcpl.errors import ConfigError
+from mcpl.learning.settings import LearningSettings
+from mcpl.settings import Settings
+
+
+class Recipe(LearningSettings):
+    """Everything that decides what a picture's words become. Two equal recipes have equal fingerprints."""
+
+    name: str = "custom"
+    base: str = Field("scenes-v0", description="catalogue name, hub id or local directory of the base model")
+    revision: str | None = Field(None, description="pinned revision of a hub model")
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    words: str = Field("marked", description="'marked', 'all', or 'list:' followed by comma-separated nouns")
+
+    @field_validator("words")
+    @classmethod
+    def _known_words(cls, value: str) -> str:
+        if value in ("marked", "all") or (value.startswith("list:") and value[5:].strip(", ")):
+            return value
+        raise ValueError("must be 'marked', 'all', or 'list:' and at least one noun")
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over every field but the names: of the recipe, and of the base, whose digest says more."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"name", "base", "revision"}), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+class Placement(Settings):
+    """Where and how fast a run happens. Never changes what is learned."""
+
+    workers: int = Field(1, ge=1)
+    pack: int = Field(4, ge=1, description="pictures that share a U-Net batch")
+    shard_size: int = Field(16, ge=1, description="pictures leased and committed together; fixed by the first run")
+    threads: int | None = Field(None, ge=1, description="threads of a worker on a CPU; None lets the program choose")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' ...")
+    gpus_per_worker: float = Field(0, ge=0, description="Ray's share; 0 keeps the worker on the CPU")
+    cpus_per_worker: float = Field(1, ge=0)
+    max_failed_share: float = Field(0.1, ge=0, le=1, description="more failed pictures than this fail the run")
+    samples: int = Field(0, ge=0, description="pictures drawn of each word for scoring and looking")
+    retry_failed: bool = Field(False, description="learn recorded failures again")
+
+
+class RunConfig(Settings):
+    """One run: what to learn from, where to put it, how to learn, where to run, who to tell."""
+
+    dataset: str
+    output: str
+    recipe: Recipe = Recipe()
+    placement: Placement = Placement()
+    tracking_uri: str | None = Field(
+        None, description="MLflow; None: MLFLOW_TRACKING_URI, else SQLite beside the output"
+    )
+    experiment: str = "mcpl"
+
+
+def parse(cls: type[Settings], values: dict, where: str) -> Settings:
+    """`cls(**values)`, or a one-line ConfigError naming each wrong field, its value and what is allowed."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'value'} = {e['input']!r}: {e['msg']}" for e in error.errors()
+        )
+        raise ConfigError(f"{where}: {faults}") from None

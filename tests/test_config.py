@@ -1,0 +1,89 @@
+"""What decides a result is fingerprinted; where it runs is not; a wrong setting is one clear line."""
+
+from __future__ import annotations
+
+import pytest
+
+from mcpl.config import Placement, Recipe, RunConfig, parse
+from mcpl.errors import ConfigError
+from mcpl.objectives.objective import TERMS, Contrastive, Denoising
+from mcpl.recipes import RECIPES, adjust, load
+
+CHANGES = {
+    "steps": 7,
+    "batch": 3,
+    "lr": 0.5,
+    "lr_warmup": 2,
+    "seed": 1,
+    "clip_norm": 1.0,
+    "vectors_per_word": 2,
+    "initializer": "noun",
+    "templates": "none",
+    "stratified_timesteps": False,
+    "attention_mask": None,
+    "terms": {"denoising": Denoising()},
+    "probe_every": 5,
+    "probe_timesteps": 4,
+    "precision": "float64",
+    "words": "all",
+}
+
+
+def test_every_deciding_setting_changes_the_fingerprint():
+    assert set(CHANGES) == set(Recipe.model_fields) - {"name", "base", "revision"}
+    prints = {adjust(Recipe(), **{k: v}).fingerprint for k, v in CHANGES.items() if v is not None}
+    prints.add(Recipe(attention_mask=None).fingerprint)
+    assert len(prints | {Recipe().fingerprint}) == len(CHANGES) + 1
+
+
+def test_names_and_places_do_not():
+    assert Recipe(name="x", base="/here").fingerprint == Recipe(name="y", base="/there").fingerprint
+    assert not set(Placement.model_fields) & set(Recipe.model_fields)
+
+
+def test_a_term_keeps_its_own_settings_through_yaml(tmp_path):
+    import yaml
+
+    recipe = Recipe(terms={"denoising": Denoising(area_normalised=False), "contrastive": Contrastive(temperature=0.7)})
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    loaded = load(str(path))
+    assert loaded == recipe
+    assert isinstance(loaded.terms["contrastive"], TERMS["contrastive"])
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"stepz": 3}, "stepz"),
+        ({"lr": -1}, "lr = -1"),
+        ({"terms": {}}, "denoising"),
+        ({"terms": {"denoising": {}, "magic": {}}}, "unknown term 'magic'"),
+        ({"terms": {"denoising": {"colour": 1}}}, "colour"),
+        ({"words": "list:"}, "words"),
+    ],
+)
+def test_wrong_settings_are_named_in_one_line(values, told):
+    with pytest.raises(ConfigError, match="^here: ") as caught:
+        parse(Recipe, values, "here")
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_recipes_load_by_name_and_have_different_fingerprints():
+    assert len({load(name).fingerprint for name in RECIPES}) == len(RECIPES)
+    with pytest.raises(ConfigError, match="paper"):
+        load("papre")
+
+
+def test_words_from_a_file(tmp_path):
+    nouns = tmp_path / "nouns.txt"
+    nouns.write_text("# things\nBear\nboard\n\nbear\n")
+    assert adjust(Recipe(), words=f"list:{nouns}").words == "list:bear,board"
+    nouns.write_text("\n")
+    with pytest.raises(ConfigError, match="no nouns"):
+        adjust(Recipe(), words=f"list:{nouns}")
+
+
+def test_a_run_config_is_recipe_plus_placement():
+    config = RunConfig(dataset="d", output="o")
+    assert config.recipe == Recipe() and config.placement == Placement()
