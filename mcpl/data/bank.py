@@ -1,0 +1,438 @@
+"""The bank: a row per picture in Parquet parts, looked up by picture id and by word, exported word by word.
+
+`encode` is deterministic: the same rows give the same bytes. torch is imported only where rows with vectors are
+decoded; a summary needs none.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mcpl.data.schema import BANK, BANK_VERSION, COMPARED_COLUMNS, CONCEPT, ROW_GROUP, UNCOMPARED_COLUMNS, VERSION_KEY
+from mcpl.data.storage import Entry, Store, locate, open_store, safe_name
+from mcpl.errors import ConfigError
+from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["COMPARED_COLUMNS", "UNCOMPARED_COLUMNS", "Bank", "BankSummary", "Hit", "decode", "encode", "part_name"]
+
+
+REPEATED = ["status", "reason", "recipe", "recipe_fingerprint", "base", "base_digest", "commit", "host"]
+"""columns whose few values a Parquet dictionary shortens; building one over vectors costs more than it saves"""
+
+
+def part_name(shard: int) -> str:
+    """The fixed name of a shard's result."""
+    return f"part-{shard:08d}.parquet"
+
+
+def encode(rows: Sequence[BankRow]) -> bytes:
+    """The rows as one Parquet file. Attention maps are rounded to 1/255; everything else comes back exactly."""
+    table = pa.Table.from_pylist([_record(row) for row in rows], schema=BANK)
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, row_group_size=ROW_GROUP, compression="zstd", compression_level=1, use_dictionary=REPEATED
+    )
+    return buffer.getvalue()
+
+
+def decode(data: bytes, name: str = "the bank's file") -> list[BankRow]:
+    """The rows of one encoded file; ConfigError naming it where it is cut short, foreign or of a newer format."""
+    return _rows(_read(io.BytesIO(data), name))
+
+
+def _record(row: BankRow) -> dict:
+    """One row as plain values, in the schema's columns."""
+    learned, provenance = row.learned, row.provenance
+    if learned is not None and learned.job_id != row.id:
+        raise ValueError(f"row {row.id!r} holds the words of job {learned.job_id!r}")
+    return {
+        "id": row.id,
+        "text": row.text,
+        "status": row.status,
+        "reason": row.reason,
+        "placeholders": [c.concept.placeholder for c in learned.concepts] if learned else [],
+        "concepts": [_concept_record(c) for c in learned.concepts] if learned else None,
+        "curve": [vars(point) for point in learned.curve] if learned else None,
+        "losses": sorted((term, list(values)) for term, values in learned.losses.items()) if learned else None,
+        "steps": learned.steps if learned else None,
+        "sample_passes": learned.sample_passes if learned else None,
+        "metrics": sorted(row.metrics.items()),
+        "recipe": provenance.recipe,
+        "recipe_fingerprint": provenance.recipe_fingerprint,
+        "base": provenance.base,
+        "base_digest": provenance.base_digest,
+        "seed": provenance.seed,
+        "commit": provenance.commit,
+        "picture_sha256": provenance.picture_sha256,
+        "sentence_sha256": provenance.sentence_sha256,
+        "key": provenance.key,
+        "seconds": row.seconds,
+        "host": row.host,
+        "learned_at": row.learned_at,
+    }
+
+
+def _concept_record(learned: LearnedConcept) -> dict:
+    concept = learned.concept
+    vectors = np.asarray(learned.vectors.detach().cpu(), dtype=np.float32)
+    return {
+        "slug": concept.slug,
+        "initializer": concept.initializer,
+        "adjectives": list(concept.adjectives),
+        "is_object": concept.is_object,
+        "vectors": vectors.ravel(),
+        "n_vectors": vectors.shape[0],
+        "width": vectors.shape[1],
+        "norm": float(np.linalg.norm(vectors.astype(np.float64), axis=1).mean()),
+        "attention": _quantised(learned.attention),
+        "attention_step0": _quantised(learned.attention_step0),
+        "attention_size": learned.attention.shape[0],
+    }
+
+
+def _quantised(attention: Tensor) -> bytes:
+    """[m, m] values in 0..1 as [m * m] uint8; not-a-number becomes 0."""
+    values = attention.detach().cpu().numpy().astype(np.float64)
+    values[np.isnan(values)] = 0
+    return np.rint(values.clip(0, 1) * 255).astype(np.uint8).tobytes()
+
+
+def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in an open Parquet file, its columns checked against this program's."""
+    try:
+        parquet = pq.ParquetFile(file)
+        version = (parquet.schema_arrow.metadata or {}).get(VERSION_KEY)
+        if version is None:
+            raise ConfigError(f"{name} is Parquet, but no part of a bank")
+        if int(version) > BANK_VERSION:
+            raise ConfigError(
+                f"{name} has bank format {int(version)}, this mcpl reads up to {BANK_VERSION}: update mcpl"
+            )
+        return parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
+        if isinstance(fault, ConnectionError | FileNotFoundError):
+            raise
+        reason = str(fault).splitlines()[0]
+        raise ConfigError(
+            f"{name} is cut short or damaged ({reason}); delete it and run the same command again to learn its pictures"
+        ) from None
+
+
+def _rows(table: pa.Table) -> list[BankRow]:
+    records = table.drop_columns(["concepts"]).to_pylist(maps_as_pydicts="strict")
+    return [_row(*pair) for pair in zip(records, _concepts(table), strict=True)]
+
+
+def _concepts(table: pa.Table) -> list[list[dict] | None]:
+    """Each row's concepts as plain values, their vectors as [n, D] arrays: float by float takes ten times as long."""
+    column = table["concepts"].combine_chunks()
+    fields = dict(zip(CONCEPT.names, pc.list_flatten(column).flatten(), strict=True))
+    vectors = fields.pop("vectors")
+    values, ends = vectors.flatten().to_numpy(), np.cumsum(pc.list_value_length(vectors).to_numpy())
+    concepts = pa.table(fields).to_pylist()
+    for concept, end in zip(concepts, ends, strict=True):
+        shape = (concept["n_vectors"], concept["width"])
+        concept["vectors"] = values[end - shape[0] * shape[1] : end].reshape(shape).copy()
+    counts = pc.list_value_length(column).to_pylist()
+    left = iter(concepts)
+    return [None if count is None else list(islice(left, count)) for count in counts]
+
+
+def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
+    provenance = Provenance(
+        recipe=record["recipe"],
+        recipe_fingerprint=record["recipe_fingerprint"],
+        base=record["base"],
+        base_digest=record["base_digest"],
+        seed=record["seed"],
+        commit=record["commit"],
+        picture_sha256=record["picture_sha256"],
+        sentence_sha256=record["sentence_sha256"],
+    )
+    learned = None
+    if concepts is not None:
+        learned = LearnedConcepts(
+            job_id=record["id"],
+            concepts=tuple(map(_concept, concepts)),
+            curve=tuple(CurvePoint(**point) for point in record["curve"]),
+            losses={term: tuple(values) for term, values in record["losses"].items()},
+            steps=record["steps"],
+            sample_passes=record["sample_passes"],
+        )
+    return BankRow(
+        id=record["id"],
+        text=record["text"],
+        status=record["status"],
+        provenance=provenance,
+        reason=record["reason"],
+        learned=learned,
+        metrics=dict(record["metrics"]),
+        seconds=record["seconds"],
+        host=record["host"],
+        learned_at=record["learned_at"],
+    )
+
+
+def _concept(record: Mapping) -> LearnedConcept:
+    import torch
+
+    concept = Concept(record["slug"], record["initializer"], tuple(record["adjectives"]), record["is_object"])
+    size = record["attention_size"]
+    maps = (np.frombuffer(record[key], np.uint8).reshape(size, size) for key in ("attention", "attention_step0"))
+    attention, attention_step0 = (torch.from_numpy(m.astype(np.float32) / np.float32(255)) for m in maps)
+    return LearnedConcept(concept, torch.from_numpy(record["vectors"]), attention, attention_step0)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A learned word that a search found."""
+
+    id: str
+    slug: str
+    text: str
+    vectors: np.ndarray = field(repr=False)
+    """[n, D] float32"""
+    norm: float
+
+
+@dataclass(frozen=True)
+class BankSummary:
+    """A bank at a glance."""
+
+    uri: str
+    rows: int
+    words: int
+    """learned words, all pictures together"""
+    parts: int
+    bytes: int
+    status: Mapping[str, int]
+    recipes: Mapping[str, int]
+    """"name fingerprint" -> rows"""
+    bases: Mapping[str, int]
+    """"name digest" -> rows"""
+    reasons: Mapping[str, int]
+    """why rows failed or were skipped -> rows"""
+    metrics: Mapping[str, float]
+    """metric -> mean over the rows where it is a number"""
+    seconds: float
+    """learning time of all rows together"""
+
+
+PART = re.compile(r"part-\d{8}\.parquet")
+WHOLE_FILE = 8 << 20  # bytes up to which a part is fetched in one request rather than column by column
+
+
+def _members(entries: Iterable[Entry]) -> list[Entry]:
+    """The files of one listing that hold the bank's rows, oldest first.
+
+    The seam for compaction: a compact file will list the parts that it covers, and covered parts are dropped here.
+    """
+    return sorted((entry for entry in entries if PART.fullmatch(entry.name)), key=lambda entry: entry.name)
+
+
+class Bank:
+    """A bank to read. Rows of an id that was learned again later replace its earlier ones."""
+
+    def __init__(self, store: Store, members: Sequence[Entry]):
+        self.uri = store.uri
+        self._store = store
+        self._members = list(members)
+        self._places: dict[str, tuple[int, int]] | None = None
+
+    @classmethod
+    def open(cls, uri: str | os.PathLike) -> Bank:
+        """The bank at a root (one listing) or in one Parquet file; ConfigError where there is none."""
+        store, name = locate(uri)
+        if name is not None:
+            return cls(store, store.list(name)[:1])
+        members = _members(store.list("part-"))
+        if not members:
+            raise ConfigError(f"no bank at {uri}: it holds no part-*.parquet")
+        return cls(store, members)
+
+    def __len__(self) -> int:
+        return len(self._index())
+
+    def ids(self) -> list[str]:
+        """Picture ids, in the order in which their rows lie in the bank."""
+        return list(self._index())
+
+    def row(self, id: str) -> BankRow:
+        """The row of a picture; KeyError naming some ids where there is none."""
+        if id not in self._index():
+            some = ", ".join(list(self._index())[:5])
+            raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {some} ...")
+        member, position = self._index()[id]
+        return _rows(self._part(member).slice(position, 1))[0]
+
+    def rows(self) -> Iterator[BankRow]:
+        """Every row, a part at a time."""
+        for table in self._current():
+            yield from _rows(table)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """One table of all rows, or of the named columns only."""
+        unknown = sorted(set(columns or ()) - set(BANK.names))
+        if unknown:
+            raise ConfigError(f"a bank has no columns {', '.join(unknown)}; it has {', '.join(BANK.names)}")
+        wanted = BANK if columns is None else pa.schema([BANK.field(c) for c in columns], BANK.metadata)
+        return pa.concat_tables([t.select(wanted.names).cast(wanted) for t in self._current(wanted.names)])
+
+    def search(self, word: str) -> list[Hit]:
+        """Every learned `word`, with or without angle brackets, any case; `*` and `?` match as in file names."""
+        pattern = word.strip().removeprefix("<").removesuffix(">").lower()
+        hits = []
+        for table in self._current(["id", "text", "concepts"]):
+            pairs = zip(table.select(["id", "text"]).to_pylist(), _concepts(table), strict=True)
+            for record, concepts in pairs:
+                found = [c for c in concepts or () if fnmatch.fnmatchcase(c["slug"].lower(), pattern)]
+                hits += [Hit(record["id"], c["slug"], record["text"], c["vectors"], c["norm"]) for c in found]
+        return hits
+
+    def words(self) -> Counter[str]:
+        """Learned words and in how many pictures each was learned."""
+        return Counter(p[1:-1] for ps in self.table(["placeholders"])["placeholders"].to_pylist() for p in ps)
+
+    def summary(self) -> BankSummary:
+        """Counts and mean metrics, from the narrow columns alone."""
+        narrow = ["status", "reason", "placeholders", "metrics", "recipe", "recipe_fingerprint", "base", "base_digest"]
+        records = self.table([*narrow, "seconds"]).to_pylist(maps_as_pydicts="strict")
+        values: dict[str, list[float]] = {}
+        for record in records:
+            for name, value in record["metrics"].items():
+                if not math.isnan(value):
+                    values.setdefault(name, []).append(value)
+        return BankSummary(
+            uri=self.uri,
+            rows=len(records),
+            words=sum(len(r["placeholders"]) for r in records),
+            parts=len(self._members),
+            bytes=sum(member.size for member in self._members),
+            status=Counter(r["status"] for r in records),
+            recipes=Counter(f"{r['recipe']} {r['recipe_fingerprint']}" for r in records),
+            bases=Counter(f"{r['base']} {r['base_digest']}" for r in records),
+            reasons=Counter(r["reason"] for r in records if r["reason"]),
+            metrics={name: math.fsum(v) / len(v) for name, v in sorted(values.items())},
+            seconds=math.fsum(r["seconds"] for r in records),
+        )
+
+    def export(
+        self,
+        id: str | Iterable[str] | None,
+        directory: str | os.PathLike,
+        *,
+        architecture: str | None = None,
+        resolution: str | None = None,
+    ) -> list[str]:
+        """Write a `concepts/<slug>/learned_embeds.safetensors` for each word; return where each one is.
+
+        One id writes `concepts/` right into the directory; several, or None for all, give each picture a folder of
+        its own, since two pictures may have learned different things under one word.
+        """
+        store = open_store(directory)
+        ids = [id] if isinstance(id, str) else self.ids() if id is None else list(id)
+        written = []
+        for each in ids:
+            row = self.row(each)
+            for learned in row.learned.concepts if row.learned else ():
+                name = f"concepts/{safe_name(learned.concept.slug)}/learned_embeds.safetensors"
+                if not isinstance(id, str):
+                    name = f"{safe_name(each)}/{name}"
+                store.put(name, embedding_file(row, learned, architecture=architecture, resolution=resolution))
+                written.append(store.join(name))
+        return written
+
+    def _index(self) -> dict[str, tuple[int, int]]:
+        """id -> (member, position of its row there)"""
+        if self._places is None:
+            self._places = {}
+            for member in range(len(self._members)):
+                for position, id in enumerate(self._part(member, ["id"])["id"].to_pylist()):
+                    self._places.pop(id, None)
+                    self._places[id] = (member, position)
+        return self._places
+
+    def _current(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Each part's rows that no later part replaced."""
+        kept: dict[int, list[int]] = {member: [] for member in range(len(self._members))}
+        for member, position in self._index().values():
+            kept[member].append(position)
+        for member, positions in kept.items():
+            table = self._part(member, columns)
+            yield table if len(positions) == len(table) else table.take(sorted(positions))
+
+    def _part(self, member: int, columns: Sequence[str] | None = None) -> pa.Table:
+        entry = self._members[member]
+        whole = entry.size <= WHOLE_FILE
+        with io.BytesIO(self._store.get(entry.name)) if whole else self._store.reader(entry.name) as file:
+            return _read(file, self._store.join(entry.name), columns)
+
+
+SDXL_WIDTHS = {"clip_l": 768, "clip_g": 1280}
+ARCHITECTURES = {
+    768: ("stable-diffusion-v1/textual-inversion", "512x512"),
+    1024: ("stable-diffusion-v2-512/textual-inversion", "512x512"),
+    sum(SDXL_WIDTHS.values()): ("stable-diffusion-xl-v1-base/textual-inversion", "1024x1024"),
+}
+"""Width of a learned row -> what the ModelSpec header says where the caller does not."""
+
+
+def embedding_file(
+    row: BankRow, learned: LearnedConcept, *, architecture: str | None = None, resolution: str | None = None
+) -> bytes:
+    """One learned word as a safetensors file that diffusers' `load_textual_inversion` takes.
+
+    One tensor `<slug>` [n, D]; at SD XL's width two, `clip_l` and `clip_g`. The header is ModelSpec 1.0.1 and the
+    word's lineage, all strings.
+    """
+    from safetensors.numpy import save
+
+    concept, provenance = learned.concept, row.provenance
+    vectors = np.ascontiguousarray(learned.vectors.detach().cpu().numpy(), dtype=np.float32)
+    width = vectors.shape[1]
+    usual = ARCHITECTURES.get(width, (f"{provenance.base}/textual-inversion", None))
+    if width == sum(SDXL_WIDTHS.values()):
+        tensors = {
+            "clip_l": np.ascontiguousarray(vectors[:, : SDXL_WIDTHS["clip_l"]]),
+            "clip_g": np.ascontiguousarray(vectors[:, SDXL_WIDTHS["clip_l"] :]),
+        }
+    else:
+        tensors = {concept.placeholder: vectors}
+    header = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": architecture or usual[0],
+        "modelspec.implementation": "https://github.com/huggingface/diffusers",
+        "modelspec.title": f"{concept.placeholder} of {row.id}",
+        "modelspec.trigger_phrase": concept.placeholder,
+        "modelspec.resolution": resolution or usual[1],
+        "modelspec.date": row.learned_at,
+        "mcpl.sentence": row.text,
+        "mcpl.adjectives": " ".join(concept.adjectives),
+        "mcpl.base": provenance.base,
+        "mcpl.base_digest": provenance.base_digest,
+        "mcpl.picture_sha256": provenance.picture_sha256,
+        "mcpl.recipe": provenance.recipe,
+        "mcpl.recipe_fingerprint": provenance.recipe_fingerprint,
+        "mcpl.seed": str(provenance.seed),
+        "mcpl.steps": str(row.learned.steps) if row.learned else "",
+        "mcpl.commit": provenance.commit,
+    }
+    return save(tensors, {name: text for name, text in header.items() if text})

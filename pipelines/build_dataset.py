@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Build a Parquet dataset of pictures and sentences, on disk or S3.
+
+    python pipelines/build_dataset.py scenes --n 64 --out data/scenes
+    python pipelines/build_dataset.py folder photos/ --out s3://bucket/photos
+    python pipelines/build_dataset.py multi-concept Multi-Concept-Dataset/ --out data/authors
+    python pipelines/build_dataset.py parquet old.parquet --out data/new
+
+Ends with one line on stdout. Exit code 0: written; 1: written, but some rows were rejected and --strict was given;
+2: wrong input, nothing to write.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
+
+import typer
+
+from mcpl.errors import MCPLError
+
+app = typer.Typer(
+    help=__doc__.split("\n\n")[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+Out = Annotated[str, typer.Option(help="directory or s3://bucket/prefix; must be empty or hold this very dataset")]
+Source = Annotated[str, typer.Argument(help="directory, file or s3://bucket/prefix")]
+Check = Annotated[bool, typer.Option(help="decode every picture and leave out those that cannot be")]
+Strict = Annotated[bool, typer.Option(help="exit code 1 where rows were rejected")]
+RowGroup = Annotated[int, typer.Option(min=1, help="pictures per Parquet row group")]
+
+
+@app.command()
+def scenes(
+    out: Out,
+    n: Annotated[int, typer.Option(min=1, help="pictures")] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    objects: Annotated[int, typer.Option(min=1, max=3, help="objects in each picture")] = 2,
+    shapes: Annotated[
+        str, typer.Option(help="unnamed: drawn but never named while the base was trained; named; never: never drawn")
+    ] = "unnamed",
+    scale: Annotated[int, typer.Option(min=1, help="pixels per pixel of the base's pictures")] = 1,
+    row_group: RowGroup = 64,
+) -> None:
+    """Rendered scenes with exact masks: by default their shapes are new words to the base."""
+    from mcpl.data import sources
+
+    _build(sources.scenes(n, seed, objects, shapes, scale), out, row_group, check=False, strict=False, total=n)
+
+
+@app.command()
+def folder(path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64) -> None:
+    """A folder with metadata.jsonl (file_name, text), or with a .txt beside each picture."""
+    _convert("folder", path, out, check, strict, row_group)
+
+
+@app.command()
+def multi_concept(
+    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64
+) -> None:
+    """The authors' Multi-Concept-Dataset, or a part of it."""
+    _convert("multi-concept-dataset", path, out, check, strict, row_group)
+
+
+@app.command()
+def parquet(path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64) -> None:
+    """Parquet with image, image_id and text, cut into new row groups."""
+    _convert("parquet", path, out, check, strict, row_group)
+
+
+def _convert(source: str, path: str, out: str, check: bool, strict: bool, row_group: int) -> None:
+    from mcpl.data.sources import SOURCES, Dataset
+
+    dataset = Dataset.open(path)  # counts, and refuses what is none
+    _build(SOURCES[source](path), out, row_group, check, strict, dataset.count)
+
+
+def _build(items: Iterable, out: str, row_group: int, check: bool, strict: bool, total: int) -> None:
+    from mcpl.data.sources import checked, write_dataset
+
+    report = write_dataset(_shown(checked(items) if check else items, total), out, row_group)
+    for label, text in report.faults.lines():
+        typer.echo(f"{label}: {text}", err=True)
+    size = f"{report.bytes / 1e6:.1f} MB" if report.bytes >= 1e5 else f"{report.bytes / 1e3:.1f} kB"
+    typer.echo(f"{report.rows} rows in {report.files} file(s), {size}, {report.faults.lost} rejected: {report.uri}")
+    if strict and report.faults.lost:
+        raise typer.Exit(1)
+
+
+def _shown(items: Iterable, total: int) -> Iterator:
+    """The items, with a progress bar on stderr where a person is watching."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from mcpl.types import Example
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("pictures", total=total)
+        for item in items:
+            yield item
+            progress.advance(task, isinstance(item, Example))
+
+
+def main() -> None:
+    try:
+        app()
+    except (MCPLError, OSError) as fault:
+        typer.echo(f"error: {' '.join(str(fault).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

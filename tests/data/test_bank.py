@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mcpl.data.bank import COMPARED_COLUMNS, UNCOMPARED_COLUMNS, Bank, decode, encode, part_name
+from mcpl.data.schema import BANK
+from mcpl.data.storage import open_store
+from mcpl.errors import ConfigError
+from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
+
+PROVENANCE = Provenance("paper", "f" * 16, "scenes-v0", "d" * 16, 7, "abc1234", "1" * 64, "2" * 64)
+
+
+def learned_row(id="a", slugs=("bear", "board"), width=6, vectors=2, seed=0, **values) -> BankRow:
+    """A learned row with attention maps on the grid that a bank keeps."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def attention():
+        return torch.randint(0, 256, (4, 4), generator=draw).to(torch.float32) / 255
+
+    concepts = tuple(
+        LearnedConcept(
+            Concept(slug, "toy", ("brown",)),
+            torch.randn(vectors, width, generator=draw),
+            attention(),
+            attention(),
+        )
+        for slug in slugs
+    )
+    curve = (CurvePoint(0, 1.5, 1.0, 0.4, 0.0), CurvePoint(25, 0.5, 0.25, 0.5, 0.125))
+    learned = LearnedConcepts(id, concepts, curve, {"denoising": (1.0, 0.5), "contrastive": ()}, 25, 100)
+    fields = {"metrics": {"iou": 0.5, "iou_step0": 0.25}, "seconds": 1.5, "host": "h", "learned_at": "2026-01-01"}
+    text = f"a brown <{slugs[0]}>"
+    return BankRow(id=id, text=text, status="learned", provenance=PROVENANCE, learned=learned, **(fields | values))
+
+
+def failed_row(id="b", reason="not a picture") -> BankRow:
+    return BankRow(id=id, text="a <bear>", status="failed", provenance=PROVENANCE, reason=reason)
+
+
+def same(one: BankRow, other: BankRow) -> bool:
+    """Equality of rows, tensors and not-a-number included."""
+
+    def plain(value):
+        if isinstance(value, torch.Tensor):
+            return ("tensor", tuple(value.shape), value.to(torch.float32).numpy().tobytes())
+        if dataclasses.is_dataclass(value):
+            return type(value).__name__, {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, tuple):
+            return tuple(plain(item) for item in value)
+        return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+    return plain(one) == plain(other)
+
+
+words = st.text(min_size=1, max_size=8)
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+maps = st.lists(st.integers(0, 255), min_size=9, max_size=9)
+
+
+@st.composite
+def concepts(draw) -> LearnedConcept:
+    n, width = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    values = st.floats(width=32, allow_nan=False)
+    vectors = torch.tensor(draw(st.lists(values, min_size=n * width, max_size=n * width)), dtype=torch.float32)
+    concept = Concept(
+        draw(words), draw(st.none() | words), tuple(draw(st.lists(words, max_size=2))), draw(st.booleans())
+    )
+    attention, step0 = (torch.tensor(draw(maps), dtype=torch.float32).reshape(3, 3) / 255 for _ in range(2))
+    return LearnedConcept(concept, vectors.reshape(n, width), attention, step0)
+
+
+@st.composite
+def rows(draw) -> BankRow:
+    id, learned = draw(words), None
+    status = draw(st.sampled_from(["learned", "failed", "skipped"]))
+    if status == "learned":
+        points = st.builds(CurvePoint, st.integers(0, 9999), numbers, numbers, numbers, numbers)
+        learned = LearnedConcepts(
+            id,
+            tuple(draw(st.lists(concepts(), max_size=3))),
+            tuple(draw(st.lists(points, max_size=3))),
+            draw(st.dictionaries(words, st.lists(numbers, max_size=3).map(tuple), max_size=2)),
+            draw(st.integers(0, 10_000)),
+            draw(st.integers(0, 2**40)),
+        )
+    reason = None if learned else draw(words)
+    metrics = draw(st.dictionaries(words, numbers, max_size=3))
+    return BankRow(id, draw(st.text()), status, PROVENANCE, reason, learned, metrics, draw(st.floats(0, 1e6)), "h", "t")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(rows(), max_size=3))
+def test_rows_come_back_as_they_went_in(written):
+    data = encode(written)
+    read = decode(data)
+    assert len(read) == len(written) and all(map(same, read, written))
+    assert encode(read) == data
+
+
+def test_same_rows_same_bytes_whatever_the_order_of_their_mappings():
+    row = learned_row()
+    turned = dataclasses.replace(row, metrics=dict(reversed(row.metrics.items())))
+    assert encode([row, failed_row()]) == encode([turned, failed_row()])
+
+
+def test_attention_is_kept_to_half_of_a_255th():
+    row = learned_row()
+    exact = torch.linspace(0, 1, 16).reshape(4, 4)
+    concept = dataclasses.replace(row.learned.concepts[0], attention=exact)
+    row = dataclasses.replace(row, learned=dataclasses.replace(row.learned, concepts=(concept,)))
+    [read] = decode(encode([row]))
+    assert (read.learned.concepts[0].attention - exact).abs().max() <= 0.5 / 255 + 1e-7
+
+
+def test_times_and_hosts_are_the_only_columns_that_are_not_compared():
+    assert UNCOMPARED_COLUMNS == ("seconds", "host", "learned_at")
+    assert BANK.names == [*COMPARED_COLUMNS, *UNCOMPARED_COLUMNS]
+
+
+def write_parts(uri, *parts) -> str:
+    store = open_store(uri)
+    for number, part in enumerate(parts):
+        assert store.put_if_absent(part_name(number), encode(part))
+    return str(uri)
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request, tmp_path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "bank")
+    return request.getfixturevalue("bucket") + "/run/bank"
+
+
+def test_a_bank_finds_pictures_and_words(root):
+    parts = [learned_row("a"), failed_row("b")], [learned_row("c/../d", ("bear",), seed=1)]
+    bank = Bank.open(write_parts(root, *parts))
+    assert bank.ids() == ["a", "b", "c/../d"] and len(bank) == 3
+    assert same(bank.row("a"), parts[0][0]) and bank.row("b").reason == "not a picture"
+    assert [row.id for row in bank.rows()] == bank.ids()
+    assert [(hit.id, hit.slug) for hit in bank.search("<Bear>")] == [("a", "bear"), ("c/../d", "bear")]
+    assert len(bank.search("b*")) == 3 and bank.search("lion") == []
+    assert bank.search("board")[0].vectors.shape == (2, 6)
+    assert bank.words() == {"bear": 2, "board": 1}
+    assert bank.table(["id", "status"]).to_pylist()[1] == {"id": "b", "status": "failed"}
+    with pytest.raises(KeyError, match="zebra"):
+        bank.row("zebra")
+
+
+def test_the_summary_counts_and_averages(tmp_path):
+    parts = (
+        [learned_row("a", metrics={"iou": 0.5}), failed_row()],
+        [learned_row("c", metrics={"iou": 1.0, "x": math.nan})],
+    )
+    summary = Bank.open(write_parts(tmp_path, *parts)).summary()
+    assert summary.status == {"learned": 2, "failed": 1} and summary.reasons == {"not a picture": 1}
+    assert summary.metrics == {"iou": 0.75} and summary.seconds == 3.0
+    assert summary.rows == 3 and summary.words == 4 and summary.parts == 2 and summary.bytes > 0
+    assert summary.recipes == {"paper ffffffffffffffff": 3}
+
+
+def test_a_row_learned_again_replaces_the_earlier_one(tmp_path):
+    bank = Bank.open(write_parts(tmp_path, [failed_row("a"), learned_row("b")], [learned_row("a")]))
+    assert bank.row("a").status == "learned" and len(bank) == 2
+    assert sorted(row.id for row in bank.rows()) == ["a", "b"]
+    assert bank.summary().status == {"learned": 2}
+
+
+def test_an_empty_directory_is_no_bank(tmp_path):
+    for place in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ConfigError):
+            Bank.open(place)
+
+
+def test_temporary_and_foreign_files_are_no_parts(tmp_path):
+    write_parts(tmp_path, [learned_row()])
+    (tmp_path / ".tmp-part-00000001.parquet").write_bytes(b"half")
+    (tmp_path / "part-1.parquet").write_bytes(b"foreign")
+    assert Bank.open(tmp_path).ids() == ["a"]
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, -1])
+def test_a_damaged_part_is_named(tmp_path, keep):
+    write_parts(tmp_path, [learned_row()], [learned_row("b")])
+    damaged = tmp_path / part_name(1)
+    damaged.write_bytes(damaged.read_bytes()[:keep])
+    with pytest.raises(ConfigError, match=r"part-00000001\.parquet is cut short or damaged"):
+        list(Bank.open(tmp_path).rows())
+
+
+def test_foreign_parquet_and_newer_formats_are_refused(tmp_path):
+    path = tmp_path / part_name(0)
+    table = pq.read_table(io.BytesIO(encode([learned_row()])))
+    pq.write_table(table.replace_schema_metadata({"mcpl.bank.version": "99"}), path)
+    with pytest.raises(ConfigError, match="update mcpl"):
+        Bank.open(tmp_path).ids()
+    pq.write_table(table.replace_schema_metadata({}), path)
+    with pytest.raises(ConfigError, match="no part of a bank"):
+        Bank.open(tmp_path).ids()
+
+
+def test_export_writes_one_tensor_per_file_with_its_lineage(tmp_path):
+    from safetensors import safe_open
+
+    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a", width=768), learned_row("../x")]))
+    written = bank.export("a", tmp_path / "out")
+    assert written == [
+        str(tmp_path / "out" / "concepts" / slug / "learned_embeds.safetensors") for slug in ("bear", "board")
+    ]
+    with safe_open(written[0], "np") as file:
+        assert list(file.keys()) == ["<bear>"]
+        expected = bank.row("a").learned.concepts[0].vectors.numpy()
+        np.testing.assert_array_equal(file.get_tensor("<bear>"), expected)
+        header = file.metadata()
+    assert header["format"] == "pt" and header["modelspec.sai_model_spec"] == "1.0.1"
+    assert header["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
+    assert header["modelspec.trigger_phrase"] == "<bear>" and header["mcpl.seed"] == "7"
+    everything = bank.export(None, tmp_path / "all")
+    assert len(everything) == 4
+    assert everything[2].startswith(str(tmp_path / "all" / "%2E.%2Fx" / "concepts"))
+
+
+def test_export_splits_a_word_of_sd_xl(tmp_path):
+    from safetensors.numpy import load_file
+
+    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a", ("bear",), width=2048)]))
+    tensors = load_file(bank.export("a", tmp_path)[0])
+    assert {name: t.shape for name, t in tensors.items()} == {"clip_l": (2, 768), "clip_g": (2, 1280)}
+
+
+@pytest.mark.slow
+def test_diffusers_loads_an_exported_word(tmp_path):
+    import json
+
+    from diffusers.loaders import TextualInversionLoaderMixin
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    encoder = CLIPTextModel(config)
+    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a", ("bear",), width=8, vectors=2)]))
+    [path] = bank.export("a", tmp_path / "out")
+
+    pipeline = type("Pipeline", (TextualInversionLoaderMixin,), {"components": {}, "hf_device_map": None})()
+    pipeline.load_textual_inversion(path, token="<bear>", tokenizer=tokenizer, text_encoder=encoder)
+    rows = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(["<bear>", "<bear>_1"])]
+    torch.testing.assert_close(rows.detach(), bank.row("a").learned.concepts[0].vectors)
+    assert pipeline.maybe_convert_prompt("a <bear>", tokenizer) == "a <bear> <bear>_1"
