@@ -1,0 +1,285 @@
+"""Runs in MLflow: SQLite beside the output unless a server is named.
+
+A server that dies in the middle never stops learning: what it cannot take is spooled and delivered later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mcpl.tracking.base import DatasetInput, Run, RunRecord, Status, flatten
+from mcpl.tracking.redaction import redact
+from mcpl.tracking.server import connect, experiment_id, impatient, one_line, plain_errors, resolve_uri
+from mcpl.tracking.spool import Message, Refused, Spool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RETRY_SECONDS = 30.0  # pause between two attempts at a server that went away
+PATIENCE_SECONDS = 10.0  # how long the end of a run waits for it
+BATCH = {"metrics": 1000, "params": 100, "tags": 100}  # MLflow's limits of one request
+LONGEST_VALUE = 5000  # of a parameter or tag; the whole is in the YAML artifacts
+TABLE_ROWS = 1000  # of a table drawn on the run's page; the whole is in its Parquet artifact
+JOB_TAG = "mcpl.job"
+
+_NAME = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a metric's or parameter's name
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "INVALID_STATE", "BAD_REQUEST"}
+
+
+class MLflowTracker:
+    """One run per job, in one experiment."""
+
+    def __init__(self, uri: str | None = None, experiment: str = "mcpl", home: str | Path = ".") -> None:
+        """Finds the server and the experiment; `home` keeps the default database, its artifacts and the spool."""
+        self.uri = resolve_uri(uri, home)
+        self.experiment = experiment
+        self._home = Path(home).resolve()
+        self._client = connect(self.uri)
+        with plain_errors(self.uri):
+            self.experiment_id = experiment_id(self._client, self.uri, experiment, self._home)
+        self._deliver_left_overs()
+
+    def start(
+        self,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        dataset: DatasetInput | None = None,
+        *,
+        name: str | None = None,
+        job: str | None = None,
+        resume: RunRecord | None = None,
+    ) -> MLflowRun:
+        with plain_errors(self.uri):
+            earlier = self._earlier_run(job, resume)
+            run_id = earlier or self._create(name)
+            if earlier:
+                self._client.update_run(run_id, status="RUNNING")
+            self._describe(run_id, params, dict(tags) | ({JOB_TAG: job} if job else {}), dataset)
+        record = RunRecord(redact(self.uri), self.experiment, run_id)
+        run = MLflowRun(self._client, record, self._spool_of(run_id), resumed=bool(earlier))
+        for group, values in params.items():
+            if isinstance(values, Mapping):
+                run.artifact(_yaml(values), f"{group}.yaml")
+        return run
+
+    def _create(self, name: str | None) -> str:
+        source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
+        return self._client.create_run(self.experiment_id, run_name=name, tags=source).info.run_id
+
+    def _earlier_run(self, job: str | None, resume: RunRecord | None) -> str | None:
+        """The run to go on with. Others of the same job that still claim to be running are dead: close them."""
+        runs = []
+        if job:
+            quoted = job.replace("'", "\\'")
+            runs = self._client.search_runs(
+                [self.experiment_id], f"tags.`{JOB_TAG}` = '{quoted}'", order_by=["attributes.start_time DESC"]
+            )
+        known = {run.info.run_id: run.info.status for run in runs}
+        chosen = next(iter(known), None)
+        if resume and resume.tracking_uri == redact(self.uri) and (resume.run_id in known or self._exists(resume)):
+            chosen = resume.run_id
+        for run_id, status in known.items():
+            if run_id != chosen and status == "RUNNING":
+                self._client.set_tag(run_id, "mcpl.reconciled", "was left running; its job goes on in another run")
+                self._client.set_terminated(run_id, "KILLED")
+        return chosen
+
+    def _exists(self, record: RunRecord) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            info = self._client.get_run(record.run_id).info
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id
+
+    def _describe(self, run_id: str, params: Mapping, tags: Mapping, dataset: DatasetInput | None) -> None:
+        """Parameters, tags and the dataset; a second start adds what is new and tags what has changed."""
+        from mlflow.entities import Param, RunTag
+
+        run = self._client.get_run(run_id)
+        wanted = {_NAME.sub("_", key): redact(value)[:LONGEST_VALUE] for key, value in flatten(params).items()}
+        tags = {key: redact(str(value))[:LONGEST_VALUE] for key, value in tags.items()}
+        tags |= {f"now.{k}": v for k, v in wanted.items() if run.data.params.get(k, v) != v}  # parameters never change
+        new = [Param(key, value) for key, value in wanted.items() if key not in run.data.params]
+        for part in _parts(new, BATCH["params"]):
+            self._client.log_batch(run_id, params=part)
+        for part in _parts([RunTag(key, value) for key, value in tags.items()], BATCH["tags"]):
+            self._client.log_batch(run_id, tags=part)
+        if dataset and dataset.digest[:36] not in {given.dataset.digest for given in run.inputs.dataset_inputs}:
+            self._client.log_inputs(run_id, [_dataset_input(dataset)])
+
+    def _spool_of(self, run_id: str) -> Spool:
+        return Spool(self._home / "mlflow-spool" / run_id)
+
+    def _deliver_left_overs(self) -> None:
+        """What earlier processes could not deliver to this server goes out first."""
+        for told in self._home.glob("mlflow-spool/*/record"):
+            record = RunRecord.from_json(told.read_text())
+            spool = Spool(told.parent)
+            ours = record and record.tracking_uri == redact(self.uri) and spool.claim()
+            if ours and MLflowRun(self._client, record, spool).deliver():
+                log.info("delivered what run %s had to keep while its tracking server was away", record.run_id)
+
+
+class MLflowRun(Run):
+    """Says everything at once while the server answers; spools, and tries again now and then, while it does not."""
+
+    def __init__(self, client: MlflowClient, record: RunRecord, spool: Spool, resumed: bool = False) -> None:
+        self.record = record
+        self._client = client
+        self._spool = spool
+        self._resumed = resumed
+        self._next_attempt = 0.0
+        self._tables: list[dict[str, str]] = []
+
+    def metric_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Many (step, values) in as few requests as can be. A resumed run repeats nothing it has already said."""
+        now = int(time.time() * 1000)
+        rows = [[_NAME.sub("_", k), float(v), now, step] for step, values in points for k, v in values.items()]
+        for part in _parts(rows, BATCH["metrics"]):
+            self._say(Message("metrics", {"rows": part}))
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._say(Message("tags", {key: redact(str(value))[:LONGEST_VALUE] for key, value in values.items()}))
+
+    def artifact(self, source: Path | bytes, name: str) -> None:
+        self._say(Message("artifact", {"name": name}, source))
+
+    def table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Also drawn on the run's page (its first thousand rows). Said again, it replaces what was there."""
+        if not rows:
+            return
+        super().table(rows, name)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        drawn = {"columns": columns, "data": [[row.get(c) for c in columns] for row in rows[:TABLE_ROWS]]}
+        self.artifact(json.dumps(drawn, default=str).encode(), f"{name}.json")
+        self._tables.append({"path": f"{name}.json", "type": "table"})
+        self.tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Ends the run; waits a little for a server that is away, then says where the rest is kept."""
+        self._say(Message("finish", {"status": status, "end_time": int(time.time() * 1000)}))
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while len(self._spool) and time.monotonic() < deadline:
+            time.sleep(1.0)
+            self.deliver()
+        if len(self._spool):
+            log.warning(
+                "%d messages for the tracking server %s are kept in %s: the next job that tracks there delivers them",
+                *(len(self._spool), self.record.tracking_uri, self._spool.folder),
+            )
+
+    def deliver(self) -> int:
+        """Send what is spooled, as far as the server takes it."""
+        if not len(self._spool):
+            return 0
+        try:
+            with impatient():  # a silent server must not hold learning up again and again
+                self._client.search_experiments(max_results=1)
+            return self._spool.deliver(self._send)
+        except Exception as error:
+            self._next_attempt = time.monotonic() + RETRY_SECONDS
+            log.debug("tracking server still away: %s", one_line(error))
+            return 0
+
+    def _say(self, message: Message) -> None:
+        if len(self._spool):
+            if time.monotonic() >= self._next_attempt:
+                self.deliver()
+            if len(self._spool):  # still away: keep the order
+                return self._spool.put(message)
+        try:
+            self._send(message)
+        except Refused as reason:
+            log.warning("MLflow refused %s of run %s: %s", message.kind, self.record.run_id, reason)
+        except Exception as error:  # whatever MLflow, its database or the network raise: learning goes on
+            self._next_attempt = time.monotonic() + RETRY_SECONDS
+            self._spool.put(message)
+            (self._spool.folder / "record").write_text(self.record.to_json())
+            log.warning(
+                "tracking server %s went away (%s); learning goes on, and what it should know waits in %s",
+                *(self.record.tracking_uri, one_line(error), self._spool.folder),
+            )
+
+    def _send(self, message: Message) -> None:
+        from mlflow.entities import Metric, RunTag
+        from mlflow.exceptions import MlflowException
+
+        run_id, body = self.record.run_id, message.body
+        try:
+            if message.kind == "metrics":
+                self._client.log_batch(run_id, metrics=[Metric(*row) for row in self._unsaid(body["rows"])])
+            elif message.kind == "tags":
+                self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in body.items()])
+            elif message.kind == "artifact":
+                self._send_artifact(message.content, body["name"])
+            else:
+                self._client.set_terminated(run_id, body["status"], body["end_time"])
+        except MlflowException as error:
+            if error.error_code in _REFUSALS:
+                raise Refused(one_line(error)) from error
+            raise
+
+    def _unsaid(self, rows: list[list]) -> list[list]:
+        if not self._resumed:
+            return rows
+        said = {
+            (metric.key, metric.step, metric.value)
+            for key in {row[0] for row in rows}
+            for metric in self._client.get_metric_history(self.record.run_id, key)
+        }
+        return [row for row in rows if (row[0], row[3], row[1]) not in said]
+
+    def _send_artifact(self, content: Path | bytes, name: str) -> None:
+        folder, _, file = name.rpartition("/")
+        if isinstance(content, Path) and content.name == file:
+            return self._client.log_artifact(self.record.run_id, str(content), folder or None)
+        with tempfile.TemporaryDirectory(prefix="mcpl-") as scratch:
+            path = Path(scratch, file)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                path.symlink_to(content.resolve())
+            self._client.log_artifact(self.record.run_id, str(path), folder or None)
+
+
+def _dataset_input(dataset: DatasetInput) -> Any:
+    """MLflow's dataset entity; MLflow's own dataset classes would read the data."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    scheme = urlsplit(dataset.source).scheme
+    kind = scheme if len(scheme) > 1 and scheme != "file" else "local"
+    entity = Dataset(
+        name=dataset.name[:500],
+        digest=dataset.digest[:36],  # all that MLflow's table holds
+        source_type=kind,
+        source=json.dumps({"uri": redact(dataset.source)}),
+        profile=json.dumps({"num_rows": dataset.rows}) if dataset.rows is not None else None,
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "learning")])
+
+
+def _yaml(values: Mapping[str, Any]) -> bytes:
+    import yaml
+
+    return redact(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)).encode()
+
+
+def _parts(values: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -1,0 +1,52 @@
+#!/usr/bin/env python
+"""Publish a bank's learned words as a version of a registered model in MLflow.
+
+    python pipelines/publish.py BANK --name NAME [--alias champion] [--tracking-uri URI]
+
+Publishing the same words again makes no second version; it moves the alias. Every option may come from the
+environment instead, as MCPL_ and its name. Exit codes: 0 done; 1 an error, told in one line.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing it
+
+import typer
+
+from mcpl.errors import MCPLError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__.split("\n", 1)[0], context_settings={"auto_envvar_prefix": "MCPL"})
+def main(
+    bank: Annotated[str, typer.Argument(help="a bank: a directory or s3://bucket/prefix")],
+    name: Annotated[str, typer.Option(help="registered model; made on first use")],
+    alias: Annotated[str, typer.Option(help="what NAME@ALIAS will mean from now on; empty for none")] = "champion",
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database")] = None,
+    dataset: Annotated[str, typer.Option(help="what the bank was learned from, for the version's tags")] = "",
+) -> None:
+    from mcpl.orchestration.record import publish_bank
+
+    published = publish_bank(bank, name, alias or None, tracking_uri, dataset)
+    typer.echo(f"name     {published.name}")
+    typer.echo(f"version  {published.version}")
+    typer.echo(f"alias    {', '.join(published.aliases) or '-'}")
+    typer.echo(f"load     {published.load_line}")
+
+
+def cli() -> None:
+    """Errors that somebody can act on take one line; anything else shows its traceback."""
+    try:
+        app(standalone_mode=True)
+    except (MCPLError, OSError) as error:
+        print(f"publish: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,130 @@
+"""A migrated database to copy (making one takes seconds), fake bank rows, and a real server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcpl.tracking.server import connect
+from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
+
+WIDTH = 8
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_server(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def home(tmp_path, migrated) -> Path:
+    """A job's folder with a fresh tracking database."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copyfile(migrated, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def bank_row():
+    return _bank_row
+
+
+def _bank_row(
+    index: int, words: tuple[str, ...] = ("bear", "board"), status: str = "learned", tensor=np.asarray, **changes
+) -> BankRow:
+    """A row as a job would write it; its values follow from its index."""
+    rng = np.random.default_rng(index)
+    origin = {"recipe": "paper", "recipe_fingerprint": "f" * 16, "base": "tiny", "base_digest": "b" * 64} | changes
+    provenance = Provenance(**origin, seed=0, commit="c0ffee", picture_sha256=f"{index:064x}", sentence_sha256="5" * 64)
+    text = " and ".join(f"a <{word}>" for word in words)
+    if status != "learned":
+        return BankRow(f"p{index}", text, status, provenance, reason="not a picture")
+    map_ = tensor(np.zeros((4, 4), np.float32))
+    concepts = tuple(
+        LearnedConcept(Concept(word, "thing"), tensor(rng.normal(size=(2, WIDTH)).astype(np.float32)), map_, map_)
+        for word in words
+    )
+    curve = tuple(CurvePoint(step, 1.0 / (1 + step) + index, 0.5, 1.0, 0.1) for step in (0, 10, 20))
+    losses = {"denoising": (3.0 + index, 1.0 + index)}
+    learned = LearnedConcepts(f"p{index}", concepts, curve, losses, steps=20, sample_passes=100)
+    return BankRow(f"p{index}", text, "learned", provenance, learned=learned, metrics={"assignment": index / 10})
+
+
+SERVER_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes that nothing here needs
+}
+
+
+class Server:
+    """`mlflow server` on a free port of this machine, in its own process group."""
+
+    def __init__(self, folder: Path, database: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        shutil.copyfile(database, folder / "server.db")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> Server:
+        options = {
+            "--host": "127.0.0.1",
+            "--port": str(self.port),
+            "--workers": "1",
+            "--backend-store-uri": f"sqlite:///{self.folder}/server.db",
+            "--artifacts-destination": str(self.folder / "artifacts"),
+        }
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)],
+                cwd=self.folder,
+                env=os.environ | SERVER_SETTINGS,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return self
+            except OSError:
+                assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+                time.sleep(0.3)
+        raise AssertionError("mlflow server did not start: " + (self.folder / "log").read_text()[-2000:])
+
+    def kill(self) -> None:
+        if self.process and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path, migrated):
+    server = Server(tmp_path / "server", migrated)
+    try:
+        yield server.start()
+    finally:
+        server.kill()

@@ -1,0 +1,45 @@
+"""Many pictures in one curve: means of all, quartiles of a bounded sample."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mcpl.tracking import results
+from mcpl.tracking.results import Summary, logged_steps, quartiles
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_quartiles_are_numpys(count):
+    values = np.random.default_rng(count).normal(size=count)
+    np.testing.assert_allclose(quartiles(values.tolist()), np.percentile(values, [25, 50, 75]))
+
+
+def test_a_summary_stays_small_and_its_means_exact(monkeypatch, bank_row):
+    monkeypatch.setattr(results, "QUARTILE_SAMPLE", 50)
+    summary = Summary()
+    for index in range(400):
+        summary.add(bank_row(index))
+    assert max(map(len, summary._values.values())) == 50
+    (step, numbers), *_ = summary.curves()
+    assert (step, numbers["fixed_noise_loss/mean"]) == (0, pytest.approx(1 + 399 / 2))
+    assert numbers["fixed_noise_loss/median"] == pytest.approx(200, abs=60)
+    assert summary.bands()["fixed_noise_loss"][0] == (
+        0,
+        *(numbers[f"fixed_noise_loss/{q}"] for q in ("q25", "median", "q75")),
+    )
+
+
+def test_what_could_not_be_measured_is_not_counted(bank_row):
+    summary = Summary()
+    summary.add(dataclasses.replace(bank_row(0), metrics={"assignment": float("nan"), "iou": 0.5}))
+    summary.add(bank_row(3, status="failed"))
+    assert summary.scores() == {"iou": {"mean": 0.5, "n": 1}}
+    assert dict(summary.statuses) == {"learned": 1, "failed": 1}
+
+
+def test_logged_steps_are_spread_evenly_to_the_last(bank_row):
+    learned = dataclasses.replace(bank_row(0).learned, steps=200)
+    assert logged_steps(learned, 4) == [50, 100, 150, 200]
+    assert logged_steps(learned, 200) == list(range(1, 201))
+    assert logged_steps(learned, 0) == []
