@@ -1,0 +1,51 @@
+"""Ray Train's side of a lost worker: replace only that one, count what was lost, and know when to give up.
+
+Nothing here imports what only workers need, because Ray Train's controller loads it.
+"""
+
+from __future__ import annotations
+
+from ray.exceptions import RayActorError
+from ray.train import BackendConfig, UserCallback
+from ray.train.backend import Backend
+
+from mcpl.errors import MCPLError
+from mcpl.orchestration.queue import RemoteBoard
+
+
+class NoProgress(MCPLError):
+    """Workers keep failing and no shard gets finished; names the last failure."""
+
+
+class _ReplicaBackend(Backend):
+    """Makes Ray Train replace only the worker that died. Made for TorchFT; Ray is pinned, and a test watches it."""
+
+    has_replica_groups = True
+
+
+class ReplicaGroups(BackendConfig):
+    """Every worker a replica group of its own."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _ReplicaBackend
+
+
+class Strikes(UserCallback):
+    """Runs in Ray Train's controller: tells the board of each lost worker, ends the run when the board gives up."""
+
+    def __init__(self, handle):
+        self._handle = handle
+
+    def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
+        for rank, error in worker_exceptions.items():
+            cause = getattr(error, "health_check_failure", error)
+            kind = "death" if isinstance(cause, RayActorError) else "error"
+            if RemoteBoard(self._handle).strike(kind, one_line(cause), rank):
+                raise NoProgress(one_line(cause))
+
+
+def one_line(error: BaseException) -> str:
+    """The error's class and the first line of its message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

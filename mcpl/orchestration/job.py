@@ -1,0 +1,193 @@
+"""A pack's whole life, from stored bytes to bank rows. No Ray: a worker is one caller, a `for` loop another."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mcpl
+from mcpl.config import Placement, Recipe
+from mcpl.data.pictures import aligned_mask, fit, fit_mask, load_picture
+from mcpl.errors import ExampleError, NothingToLearn, PackTooLarge
+from mcpl.evaluation.evaluate import Evaluation, evaluate
+from mcpl.learning.batch import make_job
+from mcpl.learning.learner import Learner
+from mcpl.models import catalogue
+from mcpl.models.base import BaseModel
+from mcpl.packing import chunks, halve
+from mcpl.prompts import parse
+from mcpl.types import BankRow, Example, Job, LearnedConcepts, Pack, Provenance
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A learned picture with what only a person looks at and no bank keeps."""
+
+    row: BankRow
+    job: Job | None = None
+    learned: LearnedConcepts | None = None
+    evaluation: Evaluation | None = None
+
+
+class Runner:
+    """Learns pictures on one frozen base, loaded once.
+
+    runner(examples) gives one BankRow per example, in order; a bad picture or sentence is a row with its reason.
+    """
+
+    def __init__(self, recipe: Recipe, placement: Placement, model: BaseModel | None = None) -> None:
+        self.recipe, self.placement = recipe, placement
+        set_threads(placement)
+        self.model = model or catalogue.load(
+            recipe.base, revision=recipe.revision, precision=recipe.precision, device=placement.device
+        )
+
+    @property
+    def base_digest(self) -> str:
+        return self.model.facts.digest
+
+    def __call__(self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None) -> list[BankRow]:
+        rows = []
+        for pack in chunks(examples, self.placement.pack):
+            for outcome in self.outcomes(pack):
+                rows.append(outcome.row)
+                if on_done:
+                    on_done(outcome.row)
+        return rows
+
+    def outcomes(self, examples: Sequence[Example], on_step: Callable[[int], None] | None = None) -> list[Outcome]:
+        """One pack's whole life; outcomes in the order of `examples`.
+
+        `on_step(steps taken)` follows the optimisation."""
+        started = time.monotonic()
+        outcomes: dict[int, Outcome] = {}
+        ready: list[tuple[int, Job]] = []
+        for index, example in enumerate(examples):
+            try:
+                ready.append((index, self.prepare(example)))
+            except ExampleError as error:
+                status = "skipped" if isinstance(error, NothingToLearn) else "failed"
+                row = BankRow(example.id, example.text, status, self._provenance(example), reason=str(error))
+                outcomes[index] = Outcome(row)
+        learned = self._learn([job for _, job in ready], on_step)
+        for (index, job), result in zip(ready, learned, strict=True):
+            outcomes[index] = self._scored(examples[index], job, result)
+        share = (time.monotonic() - started) / max(1, len(examples))
+        return [self._stamped(outcomes[index], share) for index in range(len(examples))]
+
+    def prepare(self, example: Example) -> Job:
+        """Picture and sentence to a Job. Raises ExampleError with the reason."""
+        sentence = parse(example.text, self.recipe.words)
+        if not sentence.concepts:
+            raise NothingToLearn(f"nothing to learn in {example.text!r} with words = {self.recipe.words!r}")
+        picture = fit(load_picture(example.image), self.model.facts.resolution)
+        return make_job(self.model, example.id, sentence, to_pixels(picture), self.recipe)
+
+    def _learn(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None) -> list[LearnedConcepts]:
+        """Learn a pack; where it does not fit the device, its halves. The only place that catches out-of-memory."""
+        if not jobs:
+            return []
+        try:
+            return Learner(self.model, Pack(tuple(jobs)), self.recipe).run(on_step)
+        except torch.OutOfMemoryError:
+            pass  # the exception holds the failed step's tensors: leave it before trying again
+        if len(jobs) == 1:
+            raise PackTooLarge(
+                f"one picture at a time does not fit {self.model.device}: lower the recipe's batch or precision, "
+                "or use a larger device"
+            )
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return [result for half in halve(jobs) for result in self._learn(half, on_step)]
+
+    def _scored(self, example: Example, job: Job, learned: LearnedConcepts) -> Outcome:
+        if not all(word.vectors.isfinite().all() for word in learned.concepts):
+            reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
+            return Outcome(BankRow(example.id, example.text, "failed", self._provenance(example), reason=reason))
+        evaluation = evaluate(self.model, job, learned, self._masks(example), example.truth, self.placement.samples)
+        row = BankRow(
+            example.id,
+            example.text,
+            "learned",
+            self._provenance(example),
+            learned=learned,
+            metrics=evaluation.metrics,
+        )
+        return Outcome(row, job, learned, evaluation)
+
+    def _masks(self, example: Example) -> dict[str, Tensor]:
+        """Usable masks at the base's resolution; a damaged one only costs its own scores."""
+        picture, masks = load_picture(example.image), {}
+        for slug, png in example.masks.items():
+            with contextlib.suppress(ExampleError):
+                masks[slug] = torch.from_numpy(fit_mask(aligned_mask(png, picture), self.model.facts.resolution))
+        return masks
+
+    def _provenance(self, example: Example) -> Provenance:
+        return Provenance(
+            recipe=self.recipe.name,
+            recipe_fingerprint=self.recipe.fingerprint,
+            base=self.model.facts.name,
+            base_digest=self.model.facts.digest,
+            seed=self.recipe.seed,
+            commit=commit(),
+            picture_sha256=hashlib.sha256(example.image).hexdigest(),
+            sentence_sha256=hashlib.sha256(example.text.encode()).hexdigest(),
+        )
+
+    @staticmethod
+    def _stamped(outcome: Outcome, seconds: float) -> Outcome:
+        row = replace(
+            outcome.row,
+            seconds=seconds,
+            host=socket.gethostname(),
+            learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return replace(outcome, row=row)
+
+
+def to_pixels(picture) -> Tensor:
+    """A PIL picture as [3, H, W] float32 in -1..1."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+def set_threads(placement: Placement) -> None:
+    """Threads of this process on the CPU: as told, else one (two slow down the small base; measured)."""
+    torch.set_num_threads(placement.threads or 1)
+
+
+@cache
+def commit() -> str:
+    """The checkout's commit, marked where files differ from it; MCPL_COMMIT where it is set (a job's working directory
+    travels without .git); else the package's version."""
+    if told := os.environ.get("MCPL_COMMIT"):
+        return told
+    root = Path(mcpl.__file__).resolve().parent.parent
+    released = f"mcpl-{mcpl.__version__}"
+    if not (root / ".git").exists():
+        return released
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return described.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return released

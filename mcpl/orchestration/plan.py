@@ -1,0 +1,324 @@
+"""The plan of a run: which rows make which part. Written once at the output's root, extended by generations.
+
+    _mcpl/run.json                 the resolved recipe, its fingerprint, the shard size, the dataset it began with
+    _mcpl/base.json                digest of the frozen base, claimed by the first worker that loads it
+    _mcpl/manifest-00000.parquet   generation 0: a row per shard; 00001, ... for rows added later or tried again
+    _mcpl/tally.json               learned/failed/skipped of finished shards; a cache, never believed over a listing
+    part-00000042.parquet          the rows of shard 42, whoever learned them, however often
+
+A part's name and rows are fixed before anybody starts, so two workers on one shard can only ever make one part.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mcpl.data.bank import part_name
+from mcpl.errors import BankMismatch, ConfigError
+
+if TYPE_CHECKING:
+    from mcpl.config import Recipe
+    from mcpl.data.dataset import Dataset
+    from mcpl.data.storage import Store
+
+RUN = "_mcpl/run.json"
+BASE = "_mcpl/base.json"
+TALLY = "_mcpl/tally.json"
+VERSION = 1
+
+_PART = re.compile(r"part-(\d{8})\.parquet")
+_MANIFEST = re.compile(r"_mcpl/manifest-(\d{5})\.parquet")
+
+Reason = Literal["first", "grown", "retry"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Outcome of one finished shard, in pictures."""
+
+    learned: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.learned + self.failed + self.skipped
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.learned + other.learned, self.failed + other.failed, self.skipped + other.skipped)
+
+    @classmethod
+    def of(cls, statuses: Iterable[str]) -> Tally:
+        counted = {"learned": 0, "failed": 0, "skipped": 0}
+        for status in statuses:
+            counted[status] += 1
+        return cls(**counted)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows that are leased, learned and committed together; its number is its part's name."""
+
+    number: int
+    ref: str
+    """JSON of the dataset's ShardRef"""
+    ids: tuple[str, ...]
+    """the rows to learn, among those that the reference reads"""
+
+    @property
+    def part(self) -> str:
+        return part_name(self.number)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one planning added: the first dataset, the rows it grew by, or recorded failures to try again."""
+
+    number: int
+    reason: Reason
+    dataset_digest: str
+    first: int
+    """number of its first shard; the others follow without gaps"""
+    table: pa.Table = field(repr=False)
+    """a row per shard: ref, ids. Kept as columns, since a million ids as Python strings are 100 MB"""
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + len(self.table))
+
+    def sizes(self) -> dict[int, int]:
+        """Shard number -> its rows."""
+        return dict(zip(self.numbers, self.table["ids"].combine_chunks().value_lengths().to_pylist(), strict=True))
+
+    def shard(self, number: int) -> Shard:
+        row = number - self.first
+        return Shard(number, self.table["ref"][row].as_py(), tuple(self.table["ids"][row].as_py()))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's identity and all its generations."""
+
+    fingerprint: str
+    base: tuple[str, str | None]
+    """name and revision of the base that the run began with; its digest is in base.json"""
+    dataset: str
+    shard_size: int
+    generations: tuple[Generation, ...]
+
+    @property
+    def rows(self) -> int:
+        """Pictures in the bank when the plan is done; a retried picture is still one."""
+        return sum(sum(g.sizes().values()) for g in self.generations if g.reason != "retry")
+
+    @property
+    def next_shard(self) -> int:
+        return self.generations[-1].numbers.stop if self.generations else 0
+
+    def sizes(self) -> dict[int, int]:
+        """Shard number -> its rows, in the order of work."""
+        return {number: size for generation in self.generations for number, size in generation.sizes().items()}
+
+    def shard(self, number: int) -> Shard:
+        for generation in self.generations:
+            if number in generation.numbers:
+                return generation.shard(number)
+        raise KeyError(f"shard {number} is not in this plan")
+
+    def totals(self, tallies: Mapping[int, Tally]) -> Tally:
+        """Pictures by their latest outcome: a retry's outcome replaces the failure that it was made for."""
+        total = sum(tallies.values(), Tally())
+        retries = (g.numbers for g in self.generations if g.reason == "retry")
+        retried = sum(tallies[number].rows for numbers in retries for number in numbers if number in tallies)
+        return replace(total, failed=total.failed - retried)
+
+
+def open_plan(store: Store, dataset: Dataset, recipe: Recipe, shard_size: int) -> Plan:
+    """The plan in `store`, made if there is none, extended if the dataset has grown.
+
+    A row is known by its id: a picture that changed under its old id is not learned again. Raises BankMismatch where
+    the output holds another recipe's run or something that is no run; ConfigError where ids repeat or the dataset
+    holds nothing. Several callers at once end with the same plan.
+    """
+    check_recipe(store, recipe)
+    if _read_json(store, RUN) is None:
+        dataset.check_ids()
+        if not dataset.count:
+            raise ConfigError(f"{dataset.uri} holds no rows")
+        content = {
+            "version": VERSION,
+            "recipe": recipe.model_dump(mode="json"),
+            "fingerprint": recipe.fingerprint,
+            "dataset": dataset.uri,
+            "dataset_digest": dataset.digest,
+            "shard_size": shard_size,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        store.put_if_absent(RUN, json.dumps(content, indent=1).encode())
+    check_recipe(store, recipe)
+    plan = read_plan(store)
+    while not plan.generations or plan.generations[-1].dataset_digest != dataset.digest:
+        dataset.check_ids()
+        plan = _append(store, plan, "grown" if plan.generations else "first", dataset, _new_rows(store, plan, dataset))
+    return plan
+
+
+def check_recipe(store: Store, recipe: Recipe) -> None:
+    """Raises BankMismatch where the output belongs to another recipe's run. An empty output is nobody's."""
+    run = _read_json(store, RUN)
+    if run is None:
+        if parts_present(store):
+            raise BankMismatch(f"{store.uri} holds parts but no {RUN}, so it is no run to resume; use another --output")
+        return
+    if run.get("version") != VERSION:
+        raise BankMismatch(
+            f"{store.uri} has layout {run.get('version')}, this program knows {VERSION}; use another --output"
+        )
+    if run["fingerprint"] != recipe.fingerprint:
+        raise BankMismatch(
+            f"{store.uri} holds a run of recipe '{run['recipe'].get('name')}' ({run['fingerprint']}), this is recipe"
+            f" '{recipe.name}' ({recipe.fingerprint}){_difference(run['recipe'], recipe)}; use another --output, or"
+            " resume with that recipe"
+        )
+
+
+def claim_base(store: Store, name: str, digest: str) -> None:
+    """Record which frozen base this run learns on. Raises BankMismatch where it began on another one."""
+    if store.put_if_absent(BASE, json.dumps({"base": name, "base_digest": digest}).encode()):
+        return
+    there = json.loads(store.get(BASE))
+    if there["base_digest"] != digest:
+        raise BankMismatch(
+            f"{store.uri} was begun on base '{there['base']}' ({there['base_digest']}), here '{name}' is another one"
+            f" ({digest}); use another --output, or resume with that base"
+        )
+
+
+def add_retries(store: Store, plan: Plan, dataset: Dataset, tallies: Mapping[int, Tally]) -> Plan:
+    """Plan every row again whose latest outcome is a failure, in parts of its own; no failure changes nothing."""
+    failed = _failed_ids(store, plan, tallies)
+    again = [(plan.shard(number).ref, ids) for number, ids in sorted(failed.items())]
+    return _append(store, plan, "retry", dataset, again) if again else plan
+
+
+def read_plan(store: Store) -> Plan:
+    """The plan as stored. Raises ConfigError where there is none."""
+    run = _read_json(store, RUN)
+    if run is None:
+        raise ConfigError(f"{store.uri} holds no run: {RUN} is missing")
+    generations: list[Generation] = []
+    for entry in store.list("_mcpl/manifest-"):
+        if match := _MANIFEST.fullmatch(entry.name):
+            first = generations[-1].numbers.stop if generations else 0
+            generations.append(_decode(int(match[1]), first, store.get(entry.name)))
+    base = run["recipe"]["base"], run["recipe"].get("revision")
+    return Plan(run["fingerprint"], base, run["dataset"], run["shard_size"], tuple(generations))
+
+
+def parts_present(store: Store) -> set[int]:
+    """Numbers of the shards whose part is in storage: the truth about what is done."""
+    return {int(match[1]) for entry in store.list("part-") if (match := _PART.fullmatch(entry.name))}
+
+
+def read_tallies(store: Store, plan: Plan) -> dict[int, Tally]:
+    """Outcome of every shard whose part is in storage: from the cache, else from the part's status column."""
+    cached = {number: Tally(*counts) for number, *counts in (_read_json(store, TALLY) or {"shards": []})["shards"]}
+    present = parts_present(store) & plan.sizes().keys()
+    return {number: cached.get(number) or tally_part(store, number) for number in present}
+
+
+def tally_part(store: Store, shard: int) -> Tally:
+    """The outcome of a part that is in storage. FileNotFoundError where it is not."""
+    return Tally.of(status for _, status in _statuses(store, shard))
+
+
+def write_tallies(store: Store, tallies: Mapping[int, Tally]) -> None:
+    rows = [[number, tally.learned, tally.failed, tally.skipped] for number, tally in sorted(tallies.items())]
+    store.put(TALLY, json.dumps({"shards": rows}, separators=(",", ":")).encode())
+
+
+def _new_rows(store: Store, plan: Plan, dataset: Dataset) -> Iterator[tuple[str, Sequence[str]]]:
+    """(reference, ids) of each shard's rows that no earlier generation planned."""
+    known = {id for g in plan.generations for id in g.table["ids"].combine_chunks().flatten().to_pylist()}
+    ids = iter(dataset.ids())
+    for ref in dataset.shards(plan.shard_size):
+        new = [id for id in islice(ids, ref.rows) if id not in known]
+        if new:
+            yield json.dumps(asdict(ref), separators=(",", ":")), new
+
+
+def _append(
+    store: Store, plan: Plan, reason: Reason, dataset: Dataset, shards: Iterable[tuple[str, Sequence[str]]]
+) -> Plan:
+    """Store one more generation. Where somebody else stored one first, theirs is the plan and ours is dropped."""
+    refs, ids = [], []
+    for ref, its in shards:
+        refs.append(ref)
+        ids.append(list(its))
+    schema = _SCHEMA.with_metadata({"mcpl.reason": reason, "mcpl.dataset_digest": dataset.digest})
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"ref": refs, "ids": ids}, schema=schema), buffer, compression="zstd")
+    store.put_if_absent(f"_mcpl/manifest-{len(plan.generations):05d}.parquet", buffer.getvalue())
+    return read_plan(store)
+
+
+_SCHEMA = pa.schema([("ref", pa.string()), ("ids", pa.list_(pa.string()))])
+
+
+def _decode(number: int, first: int, data: bytes) -> Generation:
+    table = pq.read_table(io.BytesIO(data))
+    about = table.schema.metadata
+    return Generation(number, about[b"mcpl.reason"].decode(), about[b"mcpl.dataset_digest"].decode(), first, table)
+
+
+def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[int, list[str]]:
+    """Shard -> its rows whose latest outcome is a failure that no unfinished retry covers yet.
+
+    Reads only the parts that hold a failure or tried one again.
+    """
+    latest: dict[str, int] = {}
+    for generation in plan.generations:
+        for number in generation.numbers:
+            if number not in tallies:
+                for id in generation.shard(number).ids if generation.reason == "retry" else ():
+                    latest.pop(id, None)
+            elif tallies[number].failed or generation.reason == "retry":
+                for id, status in _statuses(store, number):
+                    latest.pop(id, None)
+                    if status == "failed":
+                        latest[id] = number
+    found: dict[int, list[str]] = {}
+    for id, number in latest.items():
+        found.setdefault(number, []).append(id)
+    return found
+
+
+def _statuses(store: Store, shard: int) -> list[tuple[str, str]]:
+    """(id, status) of a part's rows, from those two columns alone."""
+    with store.reader(part_name(shard)) as file:
+        table = pq.read_table(file, columns=["id", "status"])
+    return list(zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True))
+
+
+def _read_json(store: Store, name: str) -> dict | None:
+    try:
+        return json.loads(store.get(name))
+    except FileNotFoundError:
+        return None
+
+
+def _difference(there: Mapping, recipe: Recipe) -> str:
+    """Names the settings in which two recipes differ, where they are few."""
+    here = recipe.model_dump(mode="json")
+    names = [name for name in sorted({*there, *here} - {"name"}) if there.get(name) != here.get(name)]
+    return f", differing in {', '.join(names)}" if 0 < len(names) <= 5 else ""

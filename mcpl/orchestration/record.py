@@ -1,0 +1,151 @@
+"""Learn a dataset and tell the world: the fan-out, its MLflow run, and a registry version, joined.
+
+The tracker is opened before anything is learned, so that a wrong server costs nothing; what is told at the end comes
+from the bank alone, so that a resumed run tells the same as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+from mcpl.config import RunConfig
+from mcpl.data.bank import PART, Bank
+from mcpl.data.sources import Dataset
+from mcpl.data.storage import Store, open_store, safe_name
+from mcpl.orchestration import fanout
+from mcpl.orchestration.job import commit
+from mcpl.orchestration.plan import RUN, check_recipe
+from mcpl.orchestration.showing import shown_rows
+from mcpl.report import figures
+from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_tracker, versions
+from mcpl.tracking.registry import Published, publish
+from mcpl.tracking.results import Summary, log_bank, log_summary, picture_rows
+
+RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
+OVERLAYS = 12
+"""pictures whose sheets a run carries"""
+TABLE_ROWS = 10_000
+"""rows of the per-picture table that a run carries; the bank has them all"""
+PULSE = 15.0
+"""seconds between two points of the progress curve"""
+
+
+def learn_dataset(
+    config: RunConfig,
+    *,
+    tracker: str = "mlflow",
+    on_progress: Callable[[fanout.Progress], None] | None = None,
+    **how: object,
+) -> fanout.RunSummary:
+    """`fanout.run` inside one MLflow run; `how` goes to `fanout.run`.
+
+    Raises ConfigError, before anything is learned, where the tracking server does not answer.
+    """
+    store, dataset = open_store(config.output), Dataset.open(config.dataset)
+    check_recipe(store, config.recipe)  # another run's record must not be opened, let alone written to
+    run = _start(open_tracker(tracker, **_server(config, store)), config, store, dataset)
+    started = time.monotonic()
+    last = [started - PULSE]
+
+    def follow(progress: fanout.Progress) -> None:
+        if on_progress:
+            on_progress(progress)
+        now = time.monotonic()
+        if now - last[0] >= PULSE:
+            last[0] = now
+            run.metrics({"progress/pictures": progress.done}, step=int(now - started))
+
+    with run:
+        summary = fanout.run(config, on_progress=follow, **how)
+        if not summary.stopped and (summary.new or _told(store) != summary.rows):
+            _tell(run, store, dataset)
+            store.put(TOLD, json.dumps({"rows": summary.rows}).encode())
+        if summary.stopped:
+            run.ends_as = "KILLED"
+    return summary
+
+
+def publish_bank(
+    bank: str, name: str, alias: str | None = "champion", tracking_uri: str | None = None, dataset: str = ""
+) -> Published:
+    """A bank's learned words as a version of registered model `name`; `alias` then means this version.
+
+    Raises ConfigError where there is no bank, no server, or nothing learned.
+    """
+    store = open_store(bank)
+    record = _record(store)
+    if not dataset:
+        with contextlib.suppress(FileNotFoundError):
+            dataset = json.loads(store.get(RUN)).get("dataset", "")
+    return publish(
+        Bank.open(bank).rows(),
+        name,
+        bank=bank,
+        alias=alias,
+        dataset=dataset,
+        run_id=record.run_id if record else None,
+        large_tables=store.join("_published"),
+        tracking_uri=tracking_uri,
+        home=home_of(store),
+    )
+
+
+def home_of(store: Store) -> Path:
+    """Where the default database lies: beside the output, so that banks of one folder are seen together; in the
+    working directory where the output is an object store."""
+    return Path(".") if "://" in store.uri else Path(store.uri).parent
+
+
+def _server(config: RunConfig, store: Store) -> dict[str, object]:
+    return {"uri": config.tracking_uri, "experiment": config.experiment, "home": home_of(store)}
+
+
+def _start(tracker: Tracker, config: RunConfig, store: Store, dataset: Dataset) -> Run:
+    recipe = config.recipe
+    run = tracker.start(
+        {"recipe": recipe.model_dump(mode="json"), "placement": config.placement.model_dump(mode="json")},
+        {"recipe": recipe.name, "recipe_fingerprint": recipe.fingerprint, "commit": commit(), **versions()},
+        DatasetInput(Path(config.dataset).name or config.dataset, config.dataset, dataset.digest, dataset.count),
+        name=f"{Path(store.uri).name} {recipe.name}",
+        job=f"{store.uri} {recipe.fingerprint}",
+        resume=_record(store),
+    )
+    if run.record:
+        store.put(RECORD, run.record.to_json().encode())
+    return run
+
+
+def _told(store: Store) -> int | None:
+    """Rows that the run has been told of in full; None where it was stopped, or killed, before the end."""
+    try:
+        return json.loads(store.get(TOLD))["rows"]
+    except FileNotFoundError:
+        return None
+
+
+def _record(store: Store) -> RunRecord | None:
+    try:
+        return RunRecord.from_json(store.get(RECORD).decode())
+    except FileNotFoundError:
+        return None
+
+
+def _tell(run: Run, store: Store, dataset: Dataset) -> None:
+    """Curves, scores, a table of pictures, some sheets, and the bank itself."""
+    bank, summary = Bank.open(store.uri), Summary()
+    for row in bank.rows():
+        summary.add(row)
+    log_summary(run, summary)
+    run.figure(figures.curves(summary.bands()), "curves")
+    run.table(picture_rows(islice(bank.rows(), TABLE_ROWS)), "pictures")
+    for shown in shown_rows(bank, dataset, OVERLAYS):
+        run.figure(figures.concept_sheet(shown), f"overlays/{safe_name(shown.id)}")
+    bases = {row.provenance.base_digest: row.provenance.base for row in islice(bank.rows(), 1)}
+    run.tags({"base": ", ".join(bases.values()), "base_digest": ", ".join(bases)})
+    parts = sorted((e for e in store.list("part-") if PART.fullmatch(e.name)), key=lambda entry: entry.name)
+    log_bank(run, store.uri, ((e.name, store.get(e.name)) for e in parts), sum(e.size for e in parts))

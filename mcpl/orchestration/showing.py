@@ -1,0 +1,70 @@
+"""Bank rows as pictures one can look at: where each word looks, and what it draws, on the picture it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from mcpl.data.bank import Bank
+from mcpl.data.pictures import fit, load_picture
+from mcpl.data.sources import Dataset
+from mcpl.errors import BankMismatch
+from mcpl.evaluation.sampling import alone, generate
+from mcpl.models.base import BaseModel
+from mcpl.prompts import parse
+from mcpl.report.figures import Shown, ShownWord
+from mcpl.seeds import derive_seed
+from mcpl.types import BankRow, Example, Sentence
+
+SIDE = 512
+"""pixels: larger pictures are shrunk before they are drawn"""
+
+
+def shown_rows(
+    bank: Bank, dataset: Dataset, count: int, model: BaseModel | None = None, samples: int = 0
+) -> Iterator[Shown]:
+    """The first `count` learned rows of a bank with their pictures, in the dataset's order.
+
+    model, samples: the base that draws so many pictures of each word; none are drawn without it. Raises BankMismatch
+    where it is not the base that the words were learned with.
+    """
+    wanted = {row.id: row for row in islice((row for row in bank.rows() if row.learned), count)}
+    examples = dataset.examples()
+    while wanted and (example := next(examples, None)):
+        if row := wanted.pop(example.id, None):
+            yield shown(row, example, model, samples)
+
+
+def shown(row: BankRow, example: Example, model: BaseModel | None = None, samples: int = 0) -> Shown:
+    """One learned row beside its picture."""
+    vectors = {word.concept.slug: word.vectors for word in row.learned.concepts}
+    sentence, drawn, together = sentence_of(row), {}, ()
+    if model and samples:
+        if model.facts.digest != row.provenance.base_digest:
+            raise BankMismatch(
+                f"the words of {row.id} belong to base {row.provenance.base} {row.provenance.base_digest}, "
+                f"not to {model.facts.name} {model.facts.digest}: give --model that base"
+            )
+        seed = derive_seed(row.provenance.seed, row.id, "shown")
+        drawn = {c.slug: generate(model, alone(c), vectors, samples, seed).numpy() for c in sentence.concepts}
+        together = generate(model, sentence, vectors, samples, seed).numpy()
+    picture = load_picture(example.image)
+    return Shown(
+        id=row.id,
+        picture=fit(picture, min(SIDE, *picture.size)),
+        sentence=sentence,
+        words=[
+            ShownWord(word.concept.slug, word.attention, word.attention_step0, drawn.get(word.concept.slug, ()))
+            for word in row.learned.concepts
+        ],
+        together=together,
+        metrics=row.metrics,
+        curve=row.learned.curve,
+    )
+
+
+def sentence_of(row: BankRow) -> Sentence:
+    """The row's sentence with the roles that it was learned in, however its words had been chosen."""
+    slugs = [word.concept.slug for word in row.learned.concepts]
+    marked = all(f"<{slug}" in row.text.lower() for slug in slugs)
+    return parse(row.text, "marked" if marked else "list:" + ",".join(slugs))

@@ -1,0 +1,115 @@
+"""`mcpl learn`: one picture, no Ray, no MLflow, one folder at the end or none at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mcpl.config import Placement, Recipe
+from mcpl.data.bank import Bank, encode, part_name
+from mcpl.data.pictures import fit, load_picture
+from mcpl.errors import ConfigError, ExampleError
+from mcpl.learning.familiarity import looks_strange, strangeness, unknown_words
+from mcpl.orchestration.job import Outcome, Runner, to_pixels
+from mcpl.prompts import parse
+from mcpl.report import figures
+from mcpl.types import Example
+
+
+def learn_picture(photo: Path, text: str, out: Path, recipe: Recipe, placement: Placement, console: Console) -> Outcome:
+    """Learn one picture's words and write `out`: sheet.png, concepts/, samples/, metrics.json, bank/.
+
+    Raises ExampleError for an unusable picture or sentence, ConfigError for a folder that is in use; nothing is
+    written then, and the folder appears whole at the end.
+    """
+    if not photo.is_file():
+        raise ExampleError(f"{photo}: no such picture")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file: name a folder")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: choose another --out, or remove it")
+    example = Example(photo.stem, photo.read_bytes(), text)
+    load_picture(example.image)  # say what is wrong with picture and sentence before the base is loaded
+    parse(text, recipe.words)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with console.status("loading the base model"):
+        runner = Runner(recipe, placement)
+    _advise(example, runner, console)
+    with _bar(console) as bar:
+        task = bar.add_task("learning", total=recipe.steps)
+        (outcome,) = runner.outcomes([example], lambda step: bar.update(task, completed=step))
+    if outcome.row.status != "learned":
+        raise ExampleError(outcome.row.reason or "nothing was learned")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        folder = Path(scratch) / out.name
+        _write(folder, outcome, example, runner)
+        if out.exists():
+            out.rmdir()
+        shutil.move(folder, out)
+    return outcome
+
+
+def _advise(example: Example, runner: Runner, console: Console) -> None:
+    """Name, before training, what the base cannot know, and what would help."""
+    base, help_with = runner.model, "a base that knows it would help: --model DIRECTORY or hub id"
+    sentence = parse(example.text, runner.recipe.words)
+    for word in unknown_words(sentence, base):
+        console.print(
+            f"[yellow]warning:[/] {word!r} is no word of base {base.facts.name}; {help_with}", highlight=False
+        )
+    if base.facts.familiar:
+        pixels = to_pixels(fit(load_picture(example.image), base.facts.resolution))
+        if why := looks_strange(strangeness(base, pixels), base.facts.familiar):
+            console.print(
+                f"[yellow]warning:[/] the picture is unlike what base {base.facts.name} knows: {why}; {help_with}",
+                highlight=False,
+            )
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(),
+        console=console,
+    )  # fmt: skip
+
+
+def _write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> None:
+    evaluation, row = outcome.evaluation, outcome.row
+    (folder / "bank").mkdir(parents=True)
+    (folder / "bank" / part_name(0)).write_bytes(encode([row]))
+    Bank.open(folder / "bank").export(row.id, folder)
+    if evaluation.alone:
+        (folder / "samples").mkdir()
+        for slug, pictures in evaluation.alone.items():
+            _save_row(pictures, folder / "samples" / f"{slug}.png")
+        _save_row(evaluation.together, folder / "samples" / "together.png")
+    picture = fit(load_picture(example.image), runner.model.facts.resolution)
+    figures.sheet_of(picture, outcome).save(folder / "sheet.png")
+    story = {
+        "picture": example.id,
+        "sentence": example.text,
+        "metrics": dict(row.metrics),
+        "curve": [asdict(point) for point in outcome.learned.curve],
+        "steps": outcome.learned.steps,
+        "sample_passes": outcome.learned.sample_passes,
+        "seconds": round(row.seconds, 3),
+        "recipe": runner.recipe.model_dump(mode="json"),
+        "provenance": asdict(row.provenance),
+    }
+    (folder / "metrics.json").write_text(json.dumps(story, indent=2) + "\n")
+
+
+def _save_row(pictures, path: Path, scale_to: int = 128) -> None:
+    """[n, H, W, 3] uint8 side by side; small pictures enlarged without smoothing, so that pixels stay what they are."""
+    side = np.concatenate(list(np.asarray(pictures)), axis=1)
+    image = Image.fromarray(side)
+    factor = max(1, scale_to // side.shape[0])
+    image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)

@@ -1,0 +1,84 @@
+"""A small dataset, an output and a stub's folder: what each test of the fan-out starts from."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mcpl.config import Placement, Recipe, RunConfig
+from mcpl.data.bank import COMPARED_COLUMNS, Bank
+from mcpl.data.schema import DATASET
+from mcpl.orchestration import fanout
+from tests.orchestration import stub
+
+
+def picture(number: int) -> bytes:
+    """A small PNG, another one for each number."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number % 256, number // 256, 128)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    root: Path
+
+    @property
+    def stub_folder(self) -> Path:
+        return self.root / "stub"
+
+    def pictures(self, count: int, start: int = 0, row_group: int = 8) -> Path:
+        """Add `count` rows as one more Parquet file of the dataset."""
+        folder = self.root / "dataset"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {
+                "image": {"bytes": picture(i), "path": f"{i}.png"},
+                "image_id": f"p{i:04d}",
+                "text": "a brown <bear> on a rolling <board>",
+                "masks": [],
+                "truth": None,
+            }
+            for i in range(start, start + count)
+        ]
+        table = pa.Table.from_pylist(rows, DATASET)
+        pq.write_table(table, folder / f"part-{start:05d}.parquet", row_group_size=row_group)
+        return folder
+
+    def tell(self, **settings: object) -> None:
+        """Tell the stub what to do; replaces what it was told before."""
+        self.stub_folder.mkdir(parents=True, exist_ok=True)
+        (self.stub_folder / "settings.json").write_text(json.dumps(settings))
+
+    def config(self, output: str = "bank", steps: int = 5, **placement: object) -> RunConfig:
+        self.stub_folder.mkdir(parents=True, exist_ok=True)
+        return RunConfig(
+            dataset=str(self.root / "dataset"),
+            output=str(self.root / output),
+            recipe=Recipe(name="test", base=str(self.stub_folder), steps=steps),
+            placement=Placement(**{"shard_size": 4, "workers": 1, **placement}),
+        )
+
+    def run(self, config: RunConfig, **how: object) -> fanout.RunSummary:
+        return fanout.run(config, stub.NAME, **{"inline": True, **how})
+
+    def times_learned(self) -> Counter[str]:
+        """id -> how often the stub did its work, committed or not"""
+        return Counter(path.name.rpartition(".")[0] for path in (self.stub_folder / "learned").iterdir())
+
+    def pids(self) -> set[int]:
+        return {int(path.name.removeprefix("pid-")) for path in self.stub_folder.glob("pid-*")}
+
+    def compared(self, output: str = "bank") -> pa.Table:
+        """The bank's rows without where and when, by id; every row of every part counts, so doubles show."""
+        parts = sorted((self.root / output).glob("part-*.parquet"))
+        table = pa.concat_tables(pq.read_table(part, partitioning=None) for part in parts)
+        assert len(table) == len(Bank.open(str(self.root / output)))
+        return table.select(COMPARED_COLUMNS).sort_by("id")

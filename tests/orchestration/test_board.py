@@ -1,0 +1,95 @@
+"""The board around the queue: giving up, stopping, and surviving its own loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from mcpl.data.dataset import Dataset
+from mcpl.data.storage import open_store
+from mcpl.orchestration import plan as plans
+from mcpl.orchestration.plan import Shard, Tally
+from mcpl.orchestration.queue import Board, Failure, Verdict
+from tests.orchestration.scenario import Scenario
+
+
+@pytest.fixture
+def output(tmp_path) -> str:
+    scenario = Scenario(tmp_path)
+    scenario.pictures(12)
+    config = scenario.config()
+    plans.open_plan(open_store(config.output), Dataset.open(config.dataset), config.recipe, 4)
+    return config.output
+
+
+def test_next_acknowledges_and_leases_in_one_go(output):
+    board = Board(output)
+    assert board.hello("a", rank=0)
+    first = board.next("a")
+    assert isinstance(first, Shard) and first.ids == ("p0000", "p0001", "p0002", "p0003")
+    second = board.next("a", first.number, Tally(learned=4))
+    assert board.next("a", first.number, Tally(learned=4)) == second  # the answer was lost: Ray asks again
+    third = board.next("a", second.number, Tally(learned=4))
+    assert board.next("a", third.number, Tally(learned=3, failed=1)) is Verdict.STOP
+    assert board.snapshot().counts.committed == Tally(learned=11, failed=1)
+    assert not board.hello("late", rank=1)
+
+
+def test_errors_in_a_row_end_the_run_and_name_the_last(output):
+    board = Board(output, error_limit=3)
+    assert not board.strike("error", "first")
+    assert not board.strike("error", "second")
+    board.next("a", board.next("a").number, Tally(learned=4))  # progress forgives
+    assert not board.strike("error", "third")
+    assert not board.strike("death", "killed")
+    assert not board.strike("error", "fourth")
+    assert board.strike("error", "fifth")
+    failure = board.snapshot().failure
+    assert failure.kind == "NoProgress"
+    assert failure.message.endswith("the last one: fifth")
+    assert board.next("a") is Verdict.STOP
+
+
+def test_deaths_have_more_patience(output):
+    board = Board(output, error_limit=1, death_limit=4)
+    assert [board.strike("death", "killed") for _ in range(4)] == [False, False, False, True]
+
+
+def test_the_first_failure_stays(output):
+    board = Board(output)
+    board.fail("ConfigError", "no base")
+    board.fail("NoProgress", "later")
+    assert board.snapshot().failure == Failure("ConfigError", "no base")
+
+
+def test_stopping_lets_shards_finish_unless_told_to_drop(output):
+    board = Board(output)
+    shard = board.next("a")
+    board.stop(drop=False)
+    assert board.heartbeat("a", shard.number, 1) is False
+    assert board.next("a", shard.number, Tally(learned=4)) is Verdict.STOP
+    assert board.snapshot().counts.shards_done == 1
+    board.stop(drop=True)
+    assert board.heartbeat("a", shard.number, 1) is True
+
+
+def test_leases_end_by_the_boards_clock_alone(output):
+    now = [0.0]
+    board = Board(output, lease_seconds=60, clock=lambda: now[0])
+    shard = board.next("silent")
+    now[0] = 59
+    assert board.snapshot().counts.shards_leased == 1
+    now[0] = 61
+    assert board.snapshot().counts.shards_leased == 0
+    assert [board.next(w).number for w in ("a", "b", "c")] == [1, 2, shard.number]
+
+
+def test_a_new_board_knows_what_storage_holds_and_saves_its_tallies(output):
+    store = open_store(output)
+    board = Board(output)
+    shard = board.next("a")
+    store.put(shard.part, b"")  # the cache saves reading it
+    board.next("a", shard.number, Tally(learned=3, failed=1))
+    board.save()
+    again = Board(output)
+    assert again.snapshot().counts.committed == Tally(learned=3, failed=1)
+    assert again.next("b").number != shard.number

@@ -1,0 +1,222 @@
+"""The fan-out in one process: the same lease, commit and resume as on a cluster, in seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from mcpl.errors import BankMismatch, ConfigError
+from mcpl.orchestration import fanout
+from mcpl.orchestration.fanout import Meter, NoProgress, Orders, work
+from mcpl.orchestration.plan import Tally
+from mcpl.orchestration.queue import Board, Counts, LockedBoard
+from pipelines import train_all
+from tests.orchestration import stub
+from tests.orchestration.scenario import Scenario
+
+
+@pytest.fixture
+def scenario(tmp_path) -> Scenario:
+    return Scenario(tmp_path)
+
+
+def eventually(true, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_every_picture_once_and_then_nothing_to_do(scenario):
+    scenario.pictures(10)
+    looks = []
+    summary = scenario.run(scenario.config(), on_progress=looks.append)
+    assert (summary.rows, summary.learned, summary.new, summary.resumed) == (10, 10, 10, 0)
+    assert looks[-1].done == looks[-1].total == 10
+    assert scenario.compared()["id"].to_pylist() == [f"p{i:04d}" for i in range(10)]
+
+    again = scenario.run(scenario.config())
+    assert (again.learned, again.new, again.resumed) == (10, 0, 10)
+    assert set(scenario.times_learned().values()) == {1}
+
+
+def test_only_what_is_missing_is_learned(scenario):
+    scenario.pictures(12)
+    scenario.run(scenario.config())
+    (scenario.root / "bank" / "part-00000001.parquet").unlink()
+    before = scenario.compared
+    summary = scenario.run(scenario.config())
+    assert (summary.new, summary.resumed) == (4, 8)
+    assert len(before()) == 12
+    assert {id for id, times in scenario.times_learned().items() if times > 1} == {f"p{i:04d}" for i in range(4, 8)}
+
+
+def test_a_grown_dataset_learns_only_its_new_rows(scenario):
+    scenario.pictures(6)
+    scenario.run(scenario.config())
+    scenario.pictures(5, start=6)
+    summary = scenario.run(scenario.config())
+    assert (summary.rows, summary.new, summary.resumed) == (11, 5, 6)
+    assert set(scenario.times_learned().values()) == {1}
+    assert len(scenario.compared()) == 11
+
+
+def test_a_shard_whose_rows_moved_finds_them_again(scenario):
+    """Planned, not learned; then the row group that it names is another one."""
+    scenario.pictures(8, start=8)
+    scenario.tell(crash=["p0012"])
+    with pytest.raises(RuntimeError, match="told to crash"):
+        scenario.run(scenario.config())
+    scenario.tell()
+    (scenario.root / "dataset" / "part-00008.parquet").rename(scenario.root / "dataset" / "part-00099.parquet")
+    summary = scenario.run(scenario.config())
+    assert summary.learned == 8
+    assert scenario.compared()["id"].to_pylist() == [f"p{i:04d}" for i in range(8, 16)]
+
+
+def test_rows_lost_before_they_were_learned_stop_the_run(scenario):
+    scenario.pictures(4)
+    scenario.pictures(4, start=4)
+    scenario.tell(crash=["p0004"])
+    with pytest.raises(RuntimeError, match="told to crash"):
+        scenario.run(scenario.config())
+    (scenario.root / "dataset" / "part-00004.parquet").unlink()
+    with pytest.raises(ConfigError, match="lost 4 rows.*p0004"):
+        scenario.run(scenario.config())
+
+
+def test_failures_are_kept_and_relearned_on_request(scenario):
+    scenario.pictures(8)
+    scenario.tell(fail=["p0001", "p0006"])
+    assert scenario.run(scenario.config()).failed == 2
+    scenario.tell()
+    assert scenario.run(scenario.config()).failed == 2  # a rerun leaves them alone
+    summary = scenario.run(scenario.config(retry_failed=True))
+    assert (summary.rows, summary.learned, summary.failed, summary.new) == (8, 8, 0, 2)
+    assert {id for id, times in scenario.times_learned().items() if times == 2} == {"p0001", "p0006"}
+
+
+def test_another_recipe_or_base_on_the_same_output_is_refused(scenario):
+    scenario.pictures(4)
+    scenario.run(scenario.config())
+    with pytest.raises(BankMismatch, match="another --output"):
+        scenario.run(scenario.config(steps=6))
+
+    scenario.tell(digest="another base")
+    scenario.pictures(4, start=4)
+    with pytest.raises(BankMismatch, match="another base"):
+        scenario.run(scenario.config())
+    assert len(scenario.compared()) == 4
+
+
+def test_another_base_is_refused_even_where_nothing_is_left_to_do(scenario):
+    scenario.pictures(4)
+    config = scenario.config()
+    scenario.run(config)
+    other = scenario.root / "other"
+    other.mkdir()
+    (other / "settings.json").write_text('{"digest": "other"}')
+    moved = config.model_copy(update={"recipe": config.recipe.model_copy(update={"base": str(other)})})
+    with pytest.raises(BankMismatch, match="other"):
+        scenario.run(moved)
+
+
+def test_a_zombie_commits_nothing_and_breaks_nothing(scenario, monkeypatch):
+    """A worker that falls silent, loses its lease, and commits after another one has done its shard."""
+    monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 1e6)
+    scenario.pictures(8)
+    scenario.tell(wait=["p0000"])
+    config = scenario.config()
+    other = Scenario(scenario.root / "other")
+    healthy = config.recipe.model_copy(update={"base": str(other.stub_folder)})
+    other.tell()
+    plan = fanout.plans.open_plan(
+        fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4
+    )
+    now = [0.0]
+    board = LockedBoard(Board(config.output, clock=lambda: now[0]))
+    zombie = threading.Thread(
+        target=work, args=(board, 0, Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME))
+    )
+    zombie.start()
+    eventually((scenario.stub_folder / "waiting-p0000").exists)
+    now[0] = 1000.0
+    work(board, 1, Orders(config.dataset, config.output, healthy, config.placement, stub.NAME))
+    assert board.snapshot().counts.finished
+    before = {path.name: path.read_bytes() for path in (scenario.root / "bank").glob("part-*")}
+    assert len(before) == len(plan.sizes()) == 2
+
+    (scenario.stub_folder / "go-p0000").touch()
+    zombie.join(20)
+    assert scenario.times_learned()["p0000"] == 1  # it did its work, in vain
+    assert {path.name: path.read_bytes() for path in (scenario.root / "bank").glob("part-*")} == before
+    assert board.snapshot().counts.committed == Tally(learned=8)
+    assert board.snapshot().failure is None
+
+
+def test_two_drivers_on_one_output_share_it(scenario):
+    scenario.pictures(16)
+    scenario.tell(seconds=0.02)
+    summaries = []
+    drivers = [
+        threading.Thread(target=lambda: summaries.append(scenario.run(scenario.config(shard_size=2)))) for _ in "ab"
+    ]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(60)
+    assert [summary.learned for summary in summaries] == [16, 16]
+    assert len(scenario.compared()) == 16
+
+
+def test_a_runner_that_loses_rows_is_caught(scenario, monkeypatch):
+    scenario.pictures(4)
+    monkeypatch.setattr(stub.Runner, "__call__", lambda self, examples, on_done=None: [])
+    with pytest.raises(RuntimeError, match="other rows than it was given"):
+        scenario.run(scenario.config())
+    assert not list((scenario.root / "bank").glob("part-*"))
+
+
+def test_an_unknown_runner_is_a_setting_gone_wrong(scenario):
+    scenario.pictures(2)
+    with pytest.raises(ConfigError, match="mcpl.nothing"):
+        fanout.run(scenario.config(), "mcpl.nothing:Runner", inline=True)
+
+
+def test_speed_and_time_left_ignore_the_start():
+    looks = []
+    meter = Meter(started=0.0, total=100, on_progress=looks.append)
+
+    def look(now: float, learned: int, leased: int) -> None:
+        meter.look(Counts(100, Tally(learned=learned), 0, 10, 0, leased), 0, now)
+
+    look(30, 0, 0)
+    assert looks[-1].pictures_per_minute == 0 and looks[-1].seconds_left is None
+    look(60, 0, 2)
+    look(70, 10, 2)
+    assert looks[-1].pictures_per_minute == pytest.approx(60)
+    assert looks[-1].seconds_left == pytest.approx(90)
+    for second in range(71, 1000):
+        look(second, 10, 2)
+    assert looks[-1].pictures_per_minute == 0  # the last minutes count
+
+
+@pytest.mark.parametrize(("share", "code"), [(0.5, 0), (0.1, train_all.EXIT_TOO_MANY_FAILED)])
+def test_the_exit_code_tells_whether_too_many_failed(scenario, capsys, share, code):
+    scenario.pictures(8)
+    scenario.tell(fail=["p0001", "p0002", "p0003"])
+    config = scenario.config(max_failed_share=share)
+    assert train_all.train_all(config, inline=True, tracker="none", runner=stub.NAME) == code
+    assert (
+        train_all.train_all(config, inline=True, tracker="none", runner=stub.NAME) == code
+    )  # and again, with nothing to do
+    told = capsys.readouterr()
+    assert "nothing to do: all 8 pictures" in told.out
+    assert ("3 of 8 pictures failed" in told.err) == (code != 0)
+
+
+def test_failures_cross_the_board_with_their_class(scenario):
+    assert set(fanout.FAILURES) == {"ConfigError", "ExampleError", "PackTooLarge", "BankMismatch", "NoProgress"}
+    assert fanout.FAILURES["NoProgress"] is NoProgress

@@ -1,0 +1,150 @@
+"""What a person meets at the command line: one clear line for each mistake, nothing half-written, quick help."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mcpl.cli import app, main
+from mcpl.errors import MCPLError
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Exit code and everything printed, as the console script would give them."""
+    monkeypatch.setattr(sys, "argv", ["mcpl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+        raise SystemExit(0)
+    printed = capsys.readouterr()
+    return ended.value.code or 0, printed.out + printed.err
+
+
+@pytest.fixture
+def learn(monkeypatch, capsys, tiny_base_dir, tmp_path):
+    def call(*arguments):
+        return run(
+            monkeypatch, capsys, "learn", *arguments,
+            "--model", tiny_base_dir, "--steps", 3, "--samples", 1, "--out", tmp_path / "out",
+        )  # fmt: skip
+
+    return call
+
+
+def test_learn_makes_one_folder_with_everything(learn, photo, tmp_path):
+    code, printed = learn(photo, "a red <star> left of a blue <ring>")
+    assert code == 0, printed
+    out = tmp_path / "out"
+    made = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert {
+        "sheet.png",
+        "metrics.json",
+        "concepts/star/learned_embeds.safetensors",
+        "concepts/ring/learned_embeds.safetensors",
+        "samples/star.png",
+        "samples/ring.png",
+        "samples/together.png",
+        "bank/part-00000000.parquet",
+    } <= made
+    story = json.loads((out / "metrics.json").read_text())
+    assert story["steps"] == 3 and story["metrics"]["fixed_noise_loss"] > 0
+    assert not list(tmp_path.glob(".out-*")), "no scratch folder is left"
+
+
+def test_learned_words_load_in_stock_diffusers(learn, photo, tmp_path, tiny_base_dir):
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    learn(photo, "a red <star> left of a blue <ring>")
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base_dir, safety_checker=None, local_files_only=True)
+    pipeline.load_textual_inversion(str(tmp_path / "out/concepts/star/learned_embeds.safetensors"), token="<star>")
+    row = pipeline.tokenizer.convert_tokens_to_ids("<star>")
+    assert torch.isfinite(pipeline.text_encoder.get_input_embeddings().weight[row]).all()
+    assert pipeline("a <star>", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence", "told"),
+    [
+        (None, "a <star>", "no such picture"),
+        (b"text, no picture", "a <star>", "picture"),
+        (b"", "a <star>", ""),
+        ("good", "", "empty sentence"),
+        ("good", "a red star", "no placeholder"),
+        ("good", "a <star> and a <star>", "stands twice"),
+        ("good", "a <star> " + "and a red disc " * 12, "tokens"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(learn, photo, tmp_path, make, sentence, told):
+    if make is None:
+        photo = tmp_path / "absent.png"
+    elif isinstance(make, bytes):
+        photo.write_bytes(make)
+    code, printed = learn(photo, sentence)
+    assert code == 1
+    lines = [line for line in printed.splitlines() if line.startswith("mcpl: ")]
+    assert len(lines) == 1 and told in lines[0]
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out-*"))
+
+
+def test_a_folder_in_use_is_not_touched(learn, photo, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    code, printed = learn(photo, "a <star>")
+    assert code == 1 and "not empty" in printed
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_wrong_base_says_what_to_do(monkeypatch, capsys, photo, tmp_path):
+    code, printed = run(monkeypatch, capsys, "learn", photo, "a <star>", "--model", tmp_path / "nowhere")
+    assert code == 1 and "neither a directory" in printed
+    (tmp_path / "empty").mkdir()
+    code, printed = run(monkeypatch, capsys, "learn", photo, "a <star>", "--model", tmp_path / "empty")
+    assert code == 1 and "model_index.json" in printed
+
+
+def test_explain_shows_roles_tokens_and_initialisers(monkeypatch, capsys, tiny_base_dir):
+    code, printed = run(
+        monkeypatch, capsys, "explain", "a red <moon> above a blue <ring:disc>", "--model", tiny_base_dir
+    )
+    assert code == 0
+    for told in ("red", "adjective", "moon", "placeholder", "disc", "2 words to learn"):
+        assert told in printed
+
+
+def test_every_command_has_help():
+    runner = CliRunner()
+    for command in ("learn", "explain", "dataset", "bank", "publish"):
+        result = runner.invoke(app, [command, "--help"])
+        assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_import_and_help_wait_for_no_heavy_library():
+    code = (
+        "import sys, mcpl, mcpl.cli; "
+        "heavy = {'torch', 'diffusers', 'transformers', 'ray', 'mlflow', 'pandas'} & set(sys.modules); "
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_four_errors_share_one_root():
+    from mcpl import errors
+
+    four = (errors.ConfigError, errors.ExampleError, errors.PackTooLarge, errors.BankMismatch)
+    assert all(issubclass(error, MCPLError) for error in four)

@@ -1,0 +1,156 @@
+"""From stored bytes to bank rows on the tiny base: one row per example, in order, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mcpl.config import Placement, Recipe
+from mcpl.data.bank import decode, encode
+from mcpl.errors import PackTooLarge
+from mcpl.evaluation.metrics import METRICS
+from mcpl.orchestration.job import Runner
+from mcpl.types import Example
+
+RECIPE = Recipe(name="test", precision="float64", steps=4, batch=2, probe_every=2, probe_timesteps=3, lr=0.05)
+
+
+def png(array) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(array, dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def example(i: int, text: str = "a red <star> left of a blue <ring>", **more) -> Example:
+    rng = np.random.default_rng(i)
+    return Example(f"picture/{i}", png(rng.integers(0, 255, (20, 24, 3))), text, **more)
+
+
+@pytest.fixture
+def runner(tiny):
+    return Runner(RECIPE, Placement(pack=3), model=tiny)
+
+
+def test_one_row_per_example_in_order_with_reasons(runner):
+    examples = [
+        example(0),
+        Example("broken", b"not a picture", "a <star>"),
+        example(2, "no mark here"),
+        example(3, "a <star> and a <star>"),
+        example(4, "a <moon>"),
+        example(5, "<x> " + "and a red disc " * 12),
+    ]
+    seen = []
+    rows = runner(examples, on_done=seen.append)
+    assert [r.id for r in rows] == [e.id for e in examples] == [r.id for r in seen]
+    assert [r.status for r in rows] == ["learned", "failed", "failed", "failed", "learned", "failed"]
+    assert "placeholder" in rows[2].reason and "twice" in rows[3].reason and "tokens" in rows[5].reason
+    assert all("\n" not in r.reason for r in rows if r.reason)
+
+
+def test_a_row_survives_the_bank(runner):
+    (row,) = runner([example(0)])
+    (back,) = decode(encode([row]))
+    assert back.provenance == row.provenance and back.metrics == pytest.approx(row.metrics)
+    for ours, theirs in zip(row.learned.concepts, back.learned.concepts, strict=True):
+        assert torch.equal(ours.vectors.float(), theirs.vectors)
+        assert (ours.attention - theirs.attention).abs().max() <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("pack", [1, 2, 5])
+def test_pack_size_changes_no_row(tiny, pack):
+    examples = [example(i) for i in range(5)]
+    expected = Runner(RECIPE, Placement(pack=3), model=tiny)(examples)
+    for ours, theirs in zip(Runner(RECIPE, Placement(pack=pack), model=tiny)(examples), expected, strict=True):
+        assert ours.provenance == theirs.provenance
+        for a, b in zip(ours.learned.concepts, theirs.learned.concepts, strict=True):
+            assert (a.vectors - b.vectors).abs().max() < 1e-9
+
+
+def test_a_bad_neighbour_changes_nothing(tiny):
+    alone = Runner(RECIPE, Placement(pack=4), model=tiny)([example(0)])
+    beside = Runner(RECIPE, Placement(pack=4), model=tiny)([Example("x", b"", "a <star>"), example(0)])
+    for a, b in zip(alone[0].learned.concepts, beside[1].learned.concepts, strict=True):
+        assert (a.vectors - b.vectors).abs().max() < 1e-9
+
+
+def test_the_seed_is_the_pictures_own(tiny):
+    one = Runner(RECIPE, Placement(), model=tiny)([example(0)])[0]
+    other = Runner(RECIPE.model_copy(update={"seed": 1}), Placement(), model=tiny)([example(0)])[0]
+    assert not torch.equal(one.learned.concepts[0].vectors, other.learned.concepts[0].vectors)
+    assert one.provenance.key != other.provenance.key
+
+
+def test_listed_nouns_are_learned_and_captions_without_them_skipped(tiny):
+    runner = Runner(RECIPE.model_copy(update={"words": "list:star,ring"}), Placement(), model=tiny)
+    rows = runner([example(0, "a red star above a ring"), example(1, "a blue moon")])
+    assert [r.status for r in rows] == ["learned", "skipped"]
+    assert [c.concept.slug for c in rows[0].learned.concepts] == ["star", "ring"]
+
+
+def test_all_words_are_learned(tiny):
+    runner = Runner(RECIPE.model_copy(update={"words": "all"}), Placement(), model=tiny)
+    (row,) = runner([example(0, "red star above a ring")])
+    assert [c.concept.slug for c in row.learned.concepts] == ["red", "star", "above", "ring"]
+
+
+def test_masks_are_scored_and_never_learned_from(tiny):
+    mask = np.zeros((20, 24))
+    mask[:10] = 255
+    masks = {"star": png(mask), "ring": png(255 - mask)}
+    with_masks, without = Runner(RECIPE, Placement(), model=tiny)([example(0, masks=masks), example(0)])
+    assert {"attention_iou", "assignment", "pointing_game", "attention_iou_best_permutation"} <= set(with_masks.metrics)
+    assert "attention_iou" not in without.metrics
+    assert set(with_masks.metrics) <= set(METRICS)
+    for a, b in zip(with_masks.learned.concepts, without.learned.concepts, strict=True):
+        assert (a.vectors - b.vectors).abs().max() < 1e-9
+
+
+def test_a_damaged_mask_costs_only_its_own_score(tiny):
+    good = np.zeros((20, 24))
+    good[:10] = 255
+    masks = {"star": b"no picture", "ring": png(good)}
+    (row,) = Runner(RECIPE, Placement(), model=tiny)([example(0, masks=masks)])
+    assert row.status == "learned" and "attention_iou" in row.metrics and "assignment" not in row.metrics
+
+
+class SmallDevice:
+    """The tiny base on a device that holds at most `rows` rows."""
+
+    def __init__(self, model, rows):
+        self._model, self._rows, self.refused = model, rows, 0
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def predict(self, noisy, *rest):
+        if len(noisy) > self._rows:
+            self.refused += 1
+            raise torch.OutOfMemoryError("out of memory")
+        return self._model.predict(noisy, *rest)
+
+
+def test_a_pack_too_large_is_halved_and_learns_the_same(tiny):
+    examples = [example(i) for i in range(5)]
+    expected = Runner(RECIPE, Placement(pack=5), model=tiny)(examples)
+    small = SmallDevice(tiny, rows=4)
+    rows = Runner(RECIPE, Placement(pack=5), model=small)(examples)
+    assert small.refused > 0
+    for ours, theirs in zip(rows, expected, strict=True):
+        assert (ours.learned.concepts[0].vectors - theirs.learned.concepts[0].vectors).abs().max() < 1e-9
+
+
+def test_a_picture_that_never_fits_is_said_so(tiny):
+    with pytest.raises(PackTooLarge, match="does not fit"):
+        Runner(RECIPE, Placement(), model=SmallDevice(tiny, rows=1))([example(0)])
+
+
+def test_samples_are_drawn_on_request(tiny):
+    (outcome,) = Runner(RECIPE, Placement(samples=2), model=tiny).outcomes([example(0)])
+    assert set(outcome.evaluation.alone) == {"star", "ring"}
+    assert outcome.evaluation.together.shape == (2, 16, 16, 3)
+    assert outcome.evaluation.together.dtype == torch.uint8
