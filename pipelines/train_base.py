@@ -47,7 +47,7 @@ def unet(args: argparse.Namespace) -> None:
         scaling_config=ScalingConfig(num_workers=args.workers, use_gpu=args.gpu),
         run_config=RunConfig(
             name="train_base",
-            storage_path=str(job.folder.resolve() / "ray"),
+            storage_path=str(job.folder / "ray"),
             failure_config=FailureConfig(max_failures=3),  # a lost worker goes on from the folder's last save
         ),
     ).fit()

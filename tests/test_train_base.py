@@ -1,6 +1,7 @@
 """Training the base: stopped and resumed equals uninterrupted; a hand-over goes on; the result loads as a pipeline."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -126,11 +127,13 @@ def test_an_exported_base_loads_offline_and_draws(tmp_path):
 @pytest.mark.slow
 @pytest.mark.integration
 def test_two_ray_workers_train_and_save_when_terminated(tmp_path):
-    command = [sys.executable, "pipelines/train_base.py", "unet", "--out", str(tmp_path), "--workers", "2"]
+    root = Path(__file__).resolve().parents[1]
+    out_folder = os.path.relpath(tmp_path, root)  # a user's relative path; Ray's workers stand somewhere else
+    command = [sys.executable, "pipelines/train_base.py", "unet", "--out", out_folder, "--workers", "2"]
     command += ["--channels", "8,16,16", "--rows", "4", "--reading-steps", "2"]
     log, pids = tmp_path / "log", tmp_path / "pids"
     with log.open("w") as out:
-        run = subprocess.Popen(command, cwd=Path(__file__).resolve().parents[1], stdout=out, stderr=out)
+        run = subprocess.Popen(command, cwd=root, stdout=out, stderr=out)
         try:
             deadline = time.monotonic() + 240
             while run.poll() is None and time.monotonic() < deadline:

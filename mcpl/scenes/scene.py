@@ -61,7 +61,7 @@ class Scene:
         return Scene(record["ground"], tuple(SceneObject(**o) for o in record["objects"]), record["relation"])
 
 
-COUNTS = {1: 0.45, 2: 0.45, 3: 0.10}  # how often a training scene has so many objects
+COUNTS = {1: 0.2, 2: 0.6, 3: 0.2}  # how often a training scene has so many objects; two are what is hard
 UNNAMED_SHARE = 0.2  # of the objects drawn while the base is trained
 STRIPED_SHARE = 0.3
 GAP = 2  # px between two boxes

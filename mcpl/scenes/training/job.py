@@ -32,7 +32,8 @@ class Job(BaseModel):
     @staticmethod
     def from_options(options: dict[str, Any]) -> Job:
         """From command-line options: a run goes on with the configuration it was begun with, save for what is told."""
-        folder, source = options["out"], options["resume"]
+        # absolute, because workers stand in another directory
+        folder, source = (path and Path(path).resolve() for path in (options["out"], options["resume"]))
         begun = [place / "state.json" for place in (folder, source) if place and (place / "state.json").exists()]
         state = json.loads(begun[0].read_text()) if begun else {"config": {}, "cursor": 0}
         told = {name: options[name] for name in BaseConfig.model_fields if options.get(name) is not None}
