@@ -1,7 +1,8 @@
 """Teach the text encoder to read before the U-Net listens to it, as Stable Diffusion's encoder came trained.
 
-From the state of each noun it tells that object's word, colour and texture; from the state of the end token the
-ground, the relation and every object. A minute of this saves the U-Net from finding out what "red" belongs to.
+From the state of each noun it tells that object's word, colour and texture, and from the second noun's on which side of
+it the first one lies; from the state of the end token the ground, the relation and every object. A minute of this saves
+the U-Net from finding out what "red" belongs to, and what goes below in "a ring above a cross".
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from mcpl.scenes.scene import COUNTS
 from mcpl.scenes.training.data import scene_and_caption
-from mcpl.scenes.world import COLOURS, GROUNDS, NEUTRAL_NOUN, RELATIONS, SIZES, shapes
+from mcpl.scenes.world import COLOURS, GROUNDS, NEUTRAL_NOUN, RELATIONS, shapes
 
 NOUNS = (*shapes("named"), NEUTRAL_NOUN)
-OBJECTS = max(SIZES)  # most objects of a training scene
+OBJECTS = max(COUNTS)  # most objects of a training scene
 UNTOLD = -100  # cross_entropy leaves such targets out
 _OBJECT = re.compile(rf"a (?:({'|'.join(COLOURS)}) )?(?:(striped) )?({'|'.join(NOUNS)})\b")
 _QUESTIONS = (len(NOUNS) + 1, len(COLOURS) + 1, 2)  # answers to: which noun, which colour, striped (0 = none, untold)
+_AT_NOUNS = (*_QUESTIONS, len(RELATIONS) + 1)  # and the relation told before it
 
 
 def _parse(caption: str) -> list[tuple[int, int, int]]:
@@ -30,22 +33,23 @@ def _parse(caption: str) -> list[tuple[int, int, int]]:
 
 
 def _targets(captions: list[str], ids: torch.Tensor, nouns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers at the nouns, [B, L, 3], UNTOLD elsewhere; answers at the end token, [B, 3 * OBJECTS + 2]."""
-    near = torch.full((*ids.shape, 3), UNTOLD)
+    """Answers at the nouns, [B, L, 4], UNTOLD elsewhere; answers at the end token, [B, 3 * OBJECTS + 2]."""
+    near = torch.full((*ids.shape, len(_AT_NOUNS)), UNTOLD)
     far = torch.zeros(len(captions), 3 * OBJECTS + 2, dtype=torch.long)
     for row, caption in enumerate(captions):
         objects = torch.tensor(_parse(caption), dtype=torch.long).view(-1, 3)
-        near[row, torch.isin(ids[row], nouns)] = objects
         far[row, : objects.numel()] = objects.flatten()
         for slot, phrases in ((-2, RELATIONS), (-1, GROUNDS)):
             told = [i for i, phrase in enumerate(phrases) if f" {phrase} " in caption]
             far[row, slot] = told[0] + 1 if told else 0
+        relation = far[row, -2] * (torch.arange(len(objects)) == 1)
+        near[row, torch.isin(ids[row], nouns)] = torch.cat([objects, relation[:, None]], 1)
     return near, far
 
 
 def teach_reading(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, *, seed: int, steps: int, rows: int = 64) -> float:
     """Train `encoder` in place on captions drawn by `seed`; returns the last step's mean cross-entropy."""
-    sizes_near, sizes_far = _QUESTIONS, (*_QUESTIONS * OBJECTS, len(RELATIONS) + 1, len(GROUNDS) + 1)
+    sizes_near, sizes_far = _AT_NOUNS, (*_QUESTIONS * OBJECTS, len(RELATIONS) + 1, len(GROUNDS) + 1)
     torch.manual_seed(seed)
     width = encoder.config.hidden_size
     near_head, far_head = nn.Linear(width, sum(sizes_near)), nn.Linear(width, sum(sizes_far))

@@ -1,0 +1,102 @@
+"""Which network learns the world fastest on one core? The same minutes for each, then the same questions.
+
+    python -m benchmarks.base_networks [--minutes 6] [--only shipped,adamw] [--prompts 60]
+
+Every try starts from nothing (its text encoder taught to read first, which is not counted), trains alone on one
+thread for so many minutes of processor time with the learning rate falling over the last fifth, and is asked on
+scenes that nobody trained on:
+
+    samples_per_s   of processor time
+    loss            mean squared error of v on fixed noise, 10 stratified time steps of 64 scenes, averaged weights
+    shape ... right judge's verdicts on one-object pictures drawn from prompts (20 steps, guidance 3)
+
+The tries are a table; a new one is a line of it. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mcpl.scenes.grammar import caption
+from mcpl.scenes.judge import Judge, matches
+from mcpl.scenes.scene import sample_scene
+from mcpl.scenes.training.data import batch
+from mcpl.scenes.training.latents import decode, encode, tensor_to_pictures
+from mcpl.scenes.training.loop import BaseConfig, Trainer
+from mcpl.scenes.training.networks import Shape, build_scheduler, velocity
+from mcpl.scenes.training.preview import sample_latents
+from mcpl.scenes.world import shapes
+
+UNSEEN = 3_000_000_000  # first sample of the questions; training begins at 0
+TIMES, SCENES = 10, 64
+FALL = 0.2  # of the time, during which the learning rate falls to zero
+
+TRIES: dict[str, dict] = {
+    "shipped": {},
+    "narrow": {"shape": Shape(channels=(32, 64, 128))},
+    "wide": {"shape": Shape(channels=(96, 128, 160))},
+    "two-levels": {"shape": Shape(channels=(64, 128), heads=(4, 4), attend=(True, True))},
+    "eight-heads": {"shape": Shape(heads=(8, 8, 8))},
+    "adamw": {"optimiser": "adamw"},
+    "uniform-time": {"late": 1.0},
+    "no-reading": {"reading_steps": 0, "text_pace": 1.0},
+}
+
+
+def trained(config: BaseConfig, minutes: float) -> tuple[Trainer, float]:
+    """The base after so many minutes of processor time, and its samples per second."""
+    trainer = Trainer(config)
+    started, budget = time.process_time(), 60 * minutes
+    while (spent := time.process_time() - started) < budget:
+        left = min(1.0, (budget - spent) / (FALL * budget))
+        trainer.pace = lambda warm=min(1.0, (trainer.steps_since_start + 1) / config.warm_up), left=left: warm * left
+        trainer.step()
+    return trainer, trainer.cursor / spent
+
+
+@torch.no_grad()
+def questions(trainer: Trainer, prompts: int) -> dict[str, float]:
+    """What the averaged weights know."""
+    text_encoder, unet = trainer.averaged()
+    pictures, ids = batch(trainer.config.seed, range(UNSEEN, UNSEEN + SCENES), trainer.tokenizer)
+    random = torch.Generator().manual_seed(0)
+    clean, told, losses = encode(pictures), text_encoder(input_ids=ids).last_hidden_state, []
+    for part in range(TIMES):
+        at = ((part + torch.rand(SCENES, generator=random)) / TIMES * len(trainer.keep)).long()
+        noisy, target = velocity(clean, torch.randn(clean.shape, generator=random), trainer.keep[at])
+        losses.append(F.mse_loss(unet(noisy, at, told).sample, target).item())
+    scenes = [sample_scene([UNSEEN, i], objects=1, pool=shapes("named")) for i in range(prompts)]
+    latents = sample_latents(unet, text_encoder, trainer.tokenizer, build_scheduler(), [caption(s) for s in scenes])
+    readings = Judge.load().read(tensor_to_pictures(decode(latents)))
+    verdicts = [matches(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
+    traits = {
+        name: float(np.mean([getattr(v, name) for v in verdicts])) for name in ("shape", "colour", "count", "right")
+    }
+    return {"loss": float(np.mean(losses)), **traits}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=6.0)
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(TRIES))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = {}
+    for name in args.only:
+        trainer, speed = trained(BaseConfig(**TRIES[name]), args.minutes)
+        size = sum(p.numel() for p in trainer.unet.parameters()) / 1e6
+        results[name] = {"parameters_m": size, "samples": trainer.cursor, "samples_per_s": speed}
+        results[name] |= questions(trainer, args.prompts)
+        print(f"{name:14}", "  ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
