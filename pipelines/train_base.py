@@ -130,6 +130,7 @@ def _unet_options(commands) -> None:
     command.add_argument("--gpu", action="store_true")
     command.add_argument("--pixels", type=int, help="side of a picture, a multiple of 32")
     command.add_argument("--channels", type=lambda text: tuple(map(int, text.split(","))), help="of the U-Net's levels")
+    command.add_argument("--objects", type=lambda text: tuple(map(float, text.split(","))), help="shares of 1, 2, 3")
     command.add_argument("--rows", type=int, help="samples of a step, all workers together")
     command.add_argument("--lr", type=float)
     command.add_argument("--late", type=float, help="power of the uniform time; 1 meets all noise levels alike")

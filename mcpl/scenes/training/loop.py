@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 
 from mcpl.prompts import TEMPLATES
 from mcpl.scenes.grammar import vocabulary
-from mcpl.scenes.training.data import batch
+from mcpl.scenes.training.data import SHARES, batch
 from mcpl.scenes.training.latents import encode
 from mcpl.scenes.training.muon import Muon
 from mcpl.scenes.training.networks import Shape, build_scheduler, build_text_encoder, build_unet, velocity
@@ -46,6 +46,7 @@ class BaseConfig(BaseModel):
     text_pace: float = 0.1  # the text encoder can read already: the share of the learning rates it keeps
     warm_up: int = 200  # steps, at the start and after every restart of the optimiser
     ema: float = 0.996  # per step
+    objects: tuple[float, ...] = SHARES  # of the scenes, those with one, two, three objects
     late: float = 0.6  # power of the uniform time; below 1 the noisy end, where objects take shape, is met more often
     reading_steps: int = 600  # of the text encoder alone, before the first sample
     clip: float = 1.0  # largest norm of a gradient
@@ -116,7 +117,9 @@ class Trainer:
         config = self.config
         mine = config.rows // self.world
         first = self.cursor + self.rank * mine
-        pictures, ids = batch(config.seed, range(first, first + mine), self.tokenizer, config.shape.pixels)
+        pictures, ids = batch(
+            config.seed, range(first, first + mine), self.tokenizer, config.shape.pixels, config.objects
+        )
         random = torch.Generator().manual_seed(config.seed * 1_000_003 + first)
         clean = encode(pictures)
         noise = torch.randn(clean.shape, generator=random)
