@@ -23,43 +23,27 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 
+from benchmarks.drawing import GUIDANCE, STEPS, draw, interval, open_base
 from mcpl.models.cross_attention import record
 from mcpl.scenes.grammar import caption
-from mcpl.scenes.judge import WEIGHTS, Judge, matches
+from mcpl.scenes.judge import WEIGHTS, matches
 from mcpl.scenes.render import render
 from mcpl.scenes.scene import Scene, sample_scene
 from mcpl.scenes.training.autoencoder import psnr, round_trip
-from mcpl.scenes.training.latents import pictures_to_tensor, tensor_to_pictures
+from mcpl.scenes.training.latents import pictures_to_tensor
 from mcpl.scenes.training.networks import velocity
-from mcpl.scenes.training.preview import sample_latents, sheet
+from mcpl.scenes.training.preview import sheet
 from mcpl.scenes.world import SHAPES, shapes
 
 SEED = 20_000  # of the prompts; far from training's
-STEPS, GUIDANCE = 20, 3.0
-ROWS = 50  # pictures generated at once
 TIMES = 10  # stratified time steps of an attention map
 
 
 def gate_scenes(count: int) -> list[Scene]:
     """The standing prompts: one and two objects in turn."""
     return [sample_scene([SEED, i], objects=1 + i % 2, pool=shapes("named")) for i in range(count)]
-
-
-@torch.no_grad()
-def draw(pipe: StableDiffusionPipeline, scenes: list[Scene], *, steps: int, guidance: float) -> np.ndarray:
-    """A picture for each scene's caption, uint8 [B, H, W, 3]."""
-    pictures = []
-    for first in range(0, len(scenes), ROWS):
-        prompts = [caption(scene) for scene in scenes[first : first + ROWS]]
-        scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-        latents = sample_latents(
-            pipe.unet, pipe.text_encoder, pipe.tokenizer, scheduler, prompts,
-            seed=SEED + first, steps=steps, guidance=guidance,
-        )  # fmt: skip
-        pictures.append(tensor_to_pictures(pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample))
-    return np.concatenate(pictures)
 
 
 @torch.no_grad()
@@ -88,27 +72,15 @@ def attention_iou(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> list[fl
     return values
 
 
-def interval(values: list[float], *, resamples: int = 2000) -> dict[str, float | int]:
-    """Mean and its 95 % bootstrap interval."""
-    data = np.asarray(values, float)
-    if not len(data):
-        return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    means = data[np.random.default_rng(0).integers(len(data), size=(resamples, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    return {"mean": round(float(data.mean()), 4), "low": round(low, 4), "high": round(high, 4), "n": len(data)}
-
-
 def measure(base: Path, prompts: int, *, steps: int = STEPS, guidance: float = GUIDANCE, picture: Path | None = None):
     """Every gate of the base in `base`, each with its interval."""
-    pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-    own = base / "judge.safetensors"
-    judge = Judge.load(own if own.exists() else WEIGHTS)
+    pipe, judge = open_base(base)
     scenes = gate_scenes(prompts)
     fresh = [sample_scene([SEED + 1, i], objects=1 + i % 2, pool=tuple(SHAPES), held_out=None) for i in range(1000)]
     renders = np.stack([render(scene)[0] for scene in fresh])
     sure = [matches(r, s) for r, s in zip(judge.read(renders), fresh, strict=True)]
     told = pictures_to_tensor(renders[:200])
-    drawn = draw(pipe, scenes, steps=steps, guidance=guidance)
+    drawn = draw(pipe, [caption(scene) for scene in scenes], seed=SEED, steps=steps, guidance=guidance)
     verdicts = [matches(r, s) for r, s in zip(judge.read(drawn), scenes, strict=True)]
     if picture:
         sheet(drawn[:64], picture, columns=8)

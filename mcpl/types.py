@@ -72,6 +72,8 @@ class Example:
     """Concept slug -> PNG; pixels above 127 belong to the object. Only ever used for scoring."""
     truth: str | None = field(default=None, repr=False)
     """JSON of the rendered scene, where the picture is one."""
+    group: str | None = None
+    """Name shared by pictures that show the same concepts (MCPL-diverse); None for a picture by itself."""
 
 
 @dataclass(frozen=True)

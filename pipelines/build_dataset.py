@@ -2,6 +2,7 @@
 """Build a Parquet dataset of pictures and sentences, on disk or S3.
 
     python pipelines/build_dataset.py scenes --n 64 --out data/scenes
+    python pipelines/build_dataset.py scenes-mc --split test --out data/scenes-mc
     python pipelines/build_dataset.py folder photos/ --out s3://bucket/photos
     python pipelines/build_dataset.py multi-concept Multi-Concept-Dataset/ --out data/authors
     python pipelines/build_dataset.py parquet old.parquet --out data/new
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,7 @@ def scenes(
     out: Out,
     n: Annotated[int, typer.Option(min=1, help="pictures")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    objects: Annotated[int, typer.Option(min=1, max=3, help="objects in each picture")] = 2,
+    objects: Annotated[int, typer.Option(min=1, max=5, help="objects in each picture")] = 2,
     shapes: Annotated[
         str, typer.Option(help="unnamed: drawn but never named while the base was trained; named; never: never drawn")
     ] = "unnamed",
@@ -50,6 +52,55 @@ def scenes(
     from mcpl.data import sources
 
     _build(sources.scenes(n, seed, objects, shapes, scale), out, row_group, check=False, strict=False, total=n)
+
+
+class Split(StrEnum):
+    dev = "dev"
+    test = "test"
+
+
+@app.command("scenes-mc", no_args_is_help=True)
+def scenes_mc(
+    split: Annotated[Split, typer.Option(help="dev: for tuning, and for nothing else; test: for what is reported")],
+    out: Annotated[str, typer.Option(help="directory or s3://bucket/prefix; each set is a dataset OUT/SET")],
+    only: Annotated[list[str] | None, typer.Option(help="this set alone; may be given several times")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="also draw eight pictures of each set here (PNG)")] = None,
+    freeze: Annotated[bool, typer.Option(help="record the sets anew: the world changed on purpose")] = False,
+    row_group: RowGroup = 64,
+) -> None:
+    """The frozen benchmark Scenes-MC: sets of rendered pictures with exact masks.
+
+    named-2, -3, -4, -5 and unnamed-2, -3 hold as many objects; -bare sets are the same pictures told without
+    adjectives; occluded-0, -10, -25, -50 hide so much of the first object; unseen-2 shows combinations that the base
+    never saw; the diverse sets hold groups of four pictures of the same two objects; tissue-2 is another world, in
+    grey. Named shapes are those that the base can name; unnamed ones it drew, but only ever as a "thing".
+    """
+    from mcpl.data import sources
+    from mcpl.data.pictures import load_picture
+    from mcpl.prompts import parse
+    from mcpl.report.figures import dataset_sheet
+    from mcpl.scenes import benchmark
+
+    names = only or list(benchmark.SETS)
+    specs = {name: benchmark.find(name) for name in names}
+    if freeze:
+        benchmark.freeze(names, split.value)
+    sets = {name: list(sources.scenes_mc(name, split.value)) for name in names}  # all are checked before any is written
+    typer.echo(f"{'set':16} {'pictures':>8} {'words':>5}  {'adjectives':10} {'shapes':8} shows")
+    stored = 0
+    for name, spec in specs.items():
+        report = sources.write_dataset(sets[name], f"{out.rstrip('/')}/{name}", row_group)
+        told = "told" if spec.adjectives else "untold"
+        typer.echo(f"{name:16} {report.rows:8} {spec.objects:5}  {told:10} {spec.pool:8} {spec.shows}")
+        stored += report.bytes
+    if sheet:
+        shown = {
+            f"{name}: {spec.shows}": [(load_picture(e.image), parse(e.text)) for e in sets[name][:8]]
+            for name, spec in specs.items()
+        }
+        dataset_sheet(shown).save(sheet)
+    rows = sum(map(len, sets.values()))
+    typer.echo(f"{rows} rows in {len(sets)} set(s), {split.value} split, {stored / 1e6:.1f} MB: {out}")
 
 
 @app.command()

@@ -258,7 +258,8 @@ def _example(record: dict) -> Example:
     image, id = record["image"], record["image_id"]
     stored = image.get("bytes") if isinstance(image, dict) else image
     masks = {mask["word"]: mask["png"] for mask in record.get("masks") or ()}
-    return Example("" if id is None else str(id), stored or b"", record["text"] or "", masks, record.get("truth"))
+    id, text = "" if id is None else str(id), record["text"] or ""
+    return Example(id, stored or b"", text, masks, record.get("truth"), record.get("group"))
 
 
 def parquet_files(entries: Sequence[Entry]) -> list[Entry]:

@@ -17,10 +17,11 @@ DATASET = pa.schema(
         ("text", pa.string()),  # the sentence, words to learn marked <so>
         ("masks", MASKS),  # optional: word -> PNG, above 127 belongs to the object
         ("truth", pa.string()),  # optional: JSON of the rendered scene
+        ("group", pa.string()),  # optional: name shared by pictures of the same concepts (MCPL-diverse)
     ]
 )
 REQUIRED = ("image", "image_id", "text")
-OPTIONAL = ("masks", "truth")
+OPTIONAL = ("masks", "truth", "group")
 
 CONCEPT = pa.struct(
     [

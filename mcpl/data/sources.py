@@ -34,6 +34,7 @@ __all__ = [
     "mark_dataset",
     "picture_and_sentence",
     "scenes",
+    "scenes_mc",
     "validate",
     "write_dataset",
 ]
@@ -127,3 +128,17 @@ def scenes(
         found = {item.shape: mask_png(mask) for item, mask in zip(scene.objects, masks, strict=True) if mask.any()}
         image = picture_png(Image.fromarray(pixels))
         yield Example(f"scene-{seed}-{index:06d}", image, marked_sentence(scene), found, scene.to_json())
+
+
+def scenes_mc(name: str, split: str) -> Iterator[Example]:
+    """A set of the benchmark Scenes-MC, always the same; ConfigError where the world's code no longer makes it."""
+    from PIL import Image
+
+    from mcpl.scenes.benchmark import check_frozen, rows, truth
+
+    shown = list(rows(name, split))
+    check_frozen(name, split, shown)
+    for row in shown:
+        masks = {slug: mask_png(mask) for slug, mask in row.masks.items()}
+        image = picture_png(Image.fromarray(row.picture))
+        yield Example(row.id, image, row.text, masks, truth(row) or None, row.group)

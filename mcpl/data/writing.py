@@ -7,7 +7,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -147,12 +147,20 @@ def _kept(items: Iterable[Example | Rejected], faults: Faults) -> Iterator[Examp
 
 
 def encode_examples(examples: Sequence[Example], row_group: int = ROW_GROUP) -> bytes:
-    """The examples as one Parquet file, its content's hash in the footer so that a dataset's digest covers it."""
+    """The examples as one Parquet file, its content's hash in the footer so that a dataset's digest covers it.
+
+    Without groups there is no column for them: such files stay what they were before groups were known, byte for byte.
+    """
+    schema = DATASET
+    if not any(example.group for example in examples):
+        schema = schema.remove(schema.get_field_index("group"))
     records, content = [], hashlib.sha256()
     for example in examples:
         masks = [{"word": word, "png": png} for word, png in sorted(example.masks.items())]
         for part in (example.id.encode(), example.text.encode(), example.image, *(m["png"] for m in masks)):
             content.update(len(part).to_bytes(8, "little") + part)
+        if example.group:
+            content.update(example.group.encode())
         image = {"bytes": example.image, "path": None}
         records.append(
             {
@@ -161,9 +169,10 @@ def encode_examples(examples: Sequence[Example], row_group: int = ROW_GROUP) -> 
                 "text": example.text,
                 "masks": masks or None,
                 "truth": example.truth,
+                "group": example.group,
             }
         )
-    schema = DATASET.with_metadata({"mcpl.dataset.version": "1", "mcpl.dataset.content": content.hexdigest()})
+    schema = schema.with_metadata({"mcpl.dataset.version": "1", "mcpl.dataset.content": content.hexdigest()})
     buffer = io.BytesIO()
     pq.write_table(
         pa.Table.from_pylist(records, schema=schema),
@@ -230,7 +239,7 @@ def mark_dataset(uri: str | os.PathLike, nouns: Sequence[str], out_uri: str | os
             marked += bool(slugs)
             if not slugs and len(unmarked) < KEPT:
                 unmarked.append(example.id)
-            yield Example(example.id, example.image, text, example.masks, example.truth)
+            yield replace(example, text=text)
 
     written = write_dataset(rows(), out_uri)
     return MarkReport(written, marked, found, tuple(noun for noun in nouns if not found[noun]), tuple(unmarked))

@@ -185,6 +185,24 @@ def results_sheet(results: Sequence[Shown], score: str | None = None) -> Image.I
     return sheet.finish(y + 34 + margin // 2)
 
 
+def dataset_sheet(sets: Mapping[str, Sequence[tuple[Picture, Sentence]]]) -> Image.Image:
+    """Pictures and their sentences, a titled line for each set."""
+    cell, gap, margin = 160, 22, 30
+    across = max(len(pairs) for pairs in sets.values())
+    sheet = _Sheet(2 * margin + across * (cell + gap) - gap)
+    y = margin
+    for title, pairs in sets.items():
+        sheet.text((margin, y), title, 17, INK, bold=True)
+        y += 30
+        heights = []
+        for column, (picture, sentence) in enumerate(pairs):
+            x = margin + column * (cell + gap)
+            sheet.picture(_scaled(picture, cell), (x, y), cell)
+            heights.append(sheet.sentence(sentence, x, y + cell + 4, cell, 12))
+        y += cell + max(heights, default=0) + 30
+    return sheet.finish(y)
+
+
 def curves(bands: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> Image.Image:
     """Learning curves side by side: name -> (step, lower quartile, median, upper quartile)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

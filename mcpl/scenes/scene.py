@@ -79,7 +79,7 @@ def sample_scene(
 ) -> Scene:
     """Draw a scene; the same seed and options give the same scene.
 
-    objects    how many, by default 1, 2 or 3 as in training
+    objects    how many, up to the most of `SIZES`; by default 1, 2 or 3 as in training
     pool       shapes to draw from without repeats; by default the named ones, and an unnamed one now and then
     held_out   False: never a held-out combination (as in training); True: the first object is one; None: as it falls
     relation   of the first object to the second; by default any
@@ -87,6 +87,8 @@ def sample_scene(
     """
     rng = np.random.default_rng(seed)
     count = objects or int(rng.choice(list(COUNTS), p=list(COUNTS.values())))
+    if count not in SIZES:
+        raise ValueError(f"objects = {count}: a picture has room for {min(SIZES)} to {max(SIZES)}")
     names = _draw_shapes(rng, count, pool)
     if held_out:
         names[0], first_colour = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
@@ -140,7 +142,7 @@ def _side_by_side(rng: np.random.Generator, relation: str) -> list[Place]:
 
 def _scatter(rng: np.random.Generator, count: int) -> list[Place]:
     """Boxes anywhere, GAP apart; starts over when the last one finds no room."""
-    sizes = SIZES[min(count, max(SIZES))]
+    sizes = SIZES[count]
     while True:
         placed: list[Place] = []
         for _ in range(count):

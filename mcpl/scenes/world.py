@@ -131,7 +131,7 @@ HELD_OUT = frozenset(
 )
 
 #: number of objects -> sizes in px (even, so that a box on the grid has whole corners)
-SIZES: dict[int, tuple[int, ...]] = {1: (16, 18, 20), 2: (12, 14), 3: (10, 12)}
+SIZES: dict[int, tuple[int, ...]] = {1: (16, 18, 20), 2: (12, 14), 3: (10, 12), 4: (10, 12), 5: (8, 10)}
 
 
 def shapes(*naming: Naming) -> tuple[str, ...]:
