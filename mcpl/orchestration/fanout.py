@@ -64,6 +64,7 @@ QUIET = {
 DRIVER = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 """Ray Train looks at its workers every second, and leaves their working directory alone."""
 START_ATTEMPTS = 3
+RUNNER = "mcpl.orchestration.job:Runner"
 OBJECT_STORE_BYTES = 200 << 20
 """Of a cluster made for one run: only leases and tallies travel, never pictures."""
 
@@ -127,7 +128,7 @@ class RunSummary:
 
 def run(
     config: RunConfig,
-    runner: str = "mcpl.orchestration.job:Runner",
+    runner: str = RUNNER,
     *,
     on_progress: Callable[[Progress], None] | None = None,
     inline: bool = False,
@@ -147,6 +148,7 @@ def run(
     config = _absolute(config)
     dataset = Dataset.open(config.dataset)
     store = open_store(config.output)
+    check_identity(store, config, runner)
     plan = plans.open_plan(store, dataset, config.recipe, config.placement.shard_size)
     notes = _notes(plan, config)
     tallies = plans.read_tallies(store, plan)
@@ -174,9 +176,6 @@ def run(
         )
 
     if len(tallies) == len(sizes):
-        if plan.base != (config.recipe.base, config.recipe.revision):  # no worker will look whether it is the same
-            digest = _import(runner)(config.recipe, config.placement).base_digest
-            plans.claim_base(store, config.recipe.base, digest)
         return summary(tallies)
     orders = Orders(config.dataset, config.output, config.recipe, config.placement, runner)
     workers = 1 if inline else min(config.placement.workers, len(sizes) - len(tallies))
@@ -193,6 +192,18 @@ def run(
             f"{store.uri} lacks {len(missing)} acknowledged parts, first {plans.part_name(min(missing))}"
         )
     return ended
+
+
+def check_identity(store: Store, config: RunConfig, runner: str = RUNNER) -> None:
+    """Raises BankMismatch where the output belongs to another recipe's run, or to one on another base.
+
+    The base is loaded only where it has another name than the run began with; else the first worker looks.
+    """
+    plans.check_recipe(store, config.recipe)
+    began = plans.base_of(store)
+    if began is not None and began != (config.recipe.base, config.recipe.revision):
+        digest = _import(runner)(config.recipe, config.placement).base_digest
+        plans.claim_base(store, config.recipe.base, digest)
 
 
 @dataclass(frozen=True)

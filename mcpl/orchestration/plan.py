@@ -110,8 +110,6 @@ class Plan:
     """A run's identity and all its generations."""
 
     fingerprint: str
-    base: tuple[str, str | None]
-    """name and revision of the base that the run began with; its digest is in base.json"""
     dataset: str
     shard_size: int
     generations: tuple[Generation, ...]
@@ -120,10 +118,6 @@ class Plan:
     def rows(self) -> int:
         """Pictures in the bank when the plan is done; a retried picture is still one."""
         return sum(sum(g.sizes().values()) for g in self.generations if g.reason != "retry")
-
-    @property
-    def next_shard(self) -> int:
-        return self.generations[-1].numbers.stop if self.generations else 0
 
     def sizes(self) -> dict[int, int]:
         """Shard number -> its rows, in the order of work."""
@@ -204,6 +198,12 @@ def claim_base(store: Store, name: str, digest: str) -> None:
         )
 
 
+def base_of(store: Store) -> tuple[str, str | None] | None:
+    """Name and revision of the base that the output's run began with (its digest is in base.json); None without one."""
+    run = _read_json(store, RUN)
+    return None if run is None else (run["recipe"]["base"], run["recipe"].get("revision"))
+
+
 def add_retries(store: Store, plan: Plan, dataset: Dataset, tallies: Mapping[int, Tally]) -> Plan:
     """Plan every row again whose latest outcome is a failure, in parts of its own; no failure changes nothing."""
     failed = _failed_ids(store, plan, tallies)
@@ -221,8 +221,7 @@ def read_plan(store: Store) -> Plan:
         if match := _MANIFEST.fullmatch(entry.name):
             first = generations[-1].numbers.stop if generations else 0
             generations.append(_decode(int(match[1]), first, store.get(entry.name)))
-    base = run["recipe"]["base"], run["recipe"].get("revision")
-    return Plan(run["fingerprint"], base, run["dataset"], run["shard_size"], tuple(generations))
+    return Plan(run["fingerprint"], run["dataset"], run["shard_size"], tuple(generations))
 
 
 def parts_present(store: Store) -> set[int]:

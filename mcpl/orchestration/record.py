@@ -19,7 +19,7 @@ from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
-from mcpl.orchestration.plan import RUN, check_recipe
+from mcpl.orchestration.plan import RUN
 from mcpl.orchestration.showing import shown_rows
 from mcpl.report import figures
 from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_tracker, versions
@@ -39,15 +39,17 @@ def learn_dataset(
     config: RunConfig,
     *,
     tracker: str = "mlflow",
+    runner: str = fanout.RUNNER,
     on_progress: Callable[[fanout.Progress], None] | None = None,
     **how: object,
 ) -> fanout.RunSummary:
     """`fanout.run` inside one MLflow run; `how` goes to `fanout.run`.
 
-    Raises ConfigError, before anything is learned, where the tracking server does not answer.
+    Raises BankMismatch, before a run is opened, where the output is another recipe's or another base's, and
+    ConfigError, before anything is learned, where the tracking server does not answer.
     """
     store, dataset = open_store(config.output), Dataset.open(config.dataset)
-    check_recipe(store, config.recipe)  # another run's record must not be opened, let alone written to
+    fanout.check_identity(store, config, runner)  # another run's record must not be opened, let alone written to
     run = _start(open_tracker(tracker, **_server(config, store)), config, store, dataset)
     started = time.monotonic()
     last = [started - PULSE]
@@ -61,7 +63,7 @@ def learn_dataset(
             run.metrics({"progress/pictures": progress.done}, step=int(now - started))
 
     with run:
-        summary = fanout.run(config, on_progress=follow, **how)
+        summary = fanout.run(config, runner, on_progress=follow, **how)
         if not summary.stopped and (summary.new or _told(store) != summary.rows):
             _tell(run, store, dataset)
             store.put(TOLD, json.dumps({"rows": summary.rows}).encode())

@@ -1,0 +1,63 @@
+"""What a run tells its tracker, and whose run it may open; the fan-out is real, learner and tracker are not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mcpl.errors import BankMismatch
+from mcpl.orchestration import record
+from mcpl.tracking import base
+from tests.orchestration import stub
+from tests.orchestration.scenario import Scenario
+
+
+class Listener(base.NullTracker):
+    """Remembers how often it was opened and how each run ended."""
+
+    def __init__(self, **_: object) -> None:
+        self.ended: list[str] = []
+        OPENED.append(self)
+
+    def start(self, *_: object, **__: object) -> base.Run:
+        run = base.NullRun()
+        run.finish = self.ended.append
+        return run
+
+
+OPENED: list[Listener] = []
+
+
+@pytest.fixture
+def scenario(tmp_path, monkeypatch) -> Scenario:
+    OPENED.clear()
+    monkeypatch.setitem(base.TRACKERS, "listener", f"{__name__}:Listener")
+    return Scenario(tmp_path)
+
+
+def learn(config):
+    return record.learn_dataset(config, tracker="listener", runner=stub.NAME, inline=True)
+
+
+def test_a_run_is_opened_and_ends_as_finished(scenario):
+    scenario.pictures(4)
+    assert learn(scenario.config()).learned == 4
+    assert [tracker.ended for tracker in OPENED] == [["FINISHED"]]
+
+
+def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):
+    scenario.pictures(4)
+    config = scenario.config()
+    learn(config)
+    other = scenario.root / "other"
+    other.mkdir()
+    (other / "settings.json").write_text(json.dumps({"digest": "other"}))
+    for pictures in (0, 4):  # nothing left to do, and something
+        if pictures:
+            scenario.pictures(pictures, start=4)
+        moved = config.model_copy(update={"recipe": config.recipe.model_copy(update={"base": str(other)})})
+        with pytest.raises(BankMismatch, match="other"):
+            learn(moved)
+    assert len(OPENED) == 1, "the first base's run stays as it ended"
+    assert len(scenario.compared()) == 4
