@@ -65,6 +65,6 @@ def shown(row: BankRow, example: Example, model: BaseModel | None = None, sample
 
 def sentence_of(row: BankRow) -> Sentence:
     """The row's sentence with the roles that it was learned in, however its words had been chosen."""
-    slugs = [word.concept.slug for word in row.learned.concepts]
-    marked = all(f"<{slug}" in row.text.lower() for slug in slugs)
+    slugs, text = [word.concept.slug for word in row.learned.concepts], row.text.lower()
+    marked = all(text.count(f"<{slug}>") + text.count(f"<{slug}:") == 1 for slug in slugs)  # listed ones may repeat
     return parse(row.text, "marked" if marked else "list:" + ",".join(slugs))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from mcpl.errors import BankMismatch
 from mcpl.orchestration import record
+from mcpl.orchestration.showing import sentence_of
 from mcpl.tracking import base
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario
@@ -61,3 +63,20 @@ def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):
             learn(moved)
     assert len(OPENED) == 1, "the first base's run stays as it ended"
     assert len(scenario.compared()) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "roles"),
+    [
+        ("a brown <bear> on a <board>", [0, 1]),
+        ("a brown <bear:toy> on a <board>", [0, 1]),
+        ("a bear on a board", [0, 1]),
+        ("a <bear> on a <board> by a <bear>", [0, 1, 0]),  # marks may repeat where the words were listed
+    ],
+)
+def test_a_rows_sentence_is_read_as_it_was_learned(scenario, text, roles):
+    scenario.pictures(1)
+    scenario.run(scenario.config())
+    row = next(record.Bank.open(scenario.root / "bank").rows())
+    read = sentence_of(replace(row, text=text))
+    assert [word.concept for word in read.words if word.role == "placeholder"] == roles
