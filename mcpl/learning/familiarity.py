@@ -17,15 +17,15 @@ BUCKETS = 10
 
 
 def unknown_words(sentence: Sentence, model: BaseModel) -> tuple[str, ...]:
-    """Ordinary words of a sentence that are no single token of the base, in reading order.
+    """Ordinary words of a sentence, initialisers included, that are no single token of the base, in reading order.
 
     Large vocabularies spell rare words in pieces without harm; a base says with `facts.closed_vocabulary` that
     pieces mean nothing to it.
     """
     if not model.facts.closed_vocabulary:
         return ()
-    ordinary = (w.text.lower() for w in sentence.words if w.role != "placeholder")
-    return tuple(dict.fromkeys(word for word in ordinary if not model.knows(word)))
+    read = (sentence.concepts[w.concept].initializer if w.role == "placeholder" else w.text for w in sentence.words)
+    return tuple(dict.fromkeys(word for word in (r.lower() for r in read if r) if not model.knows(word)))
 
 
 @torch.no_grad()

@@ -24,6 +24,10 @@ def test_words_outside_a_closed_vocabulary_are_named(base):
     assert unknown_words(sentence, base) == ("rolling", "teapot")
 
 
+def test_an_initialiser_that_the_base_does_not_know_is_named_too(base):
+    assert unknown_words(parse("a red <heart:thing> beside a <moon:crescent>"), base) == ("beside", "crescent")
+
+
 def test_an_open_vocabulary_names_none(tiny):
     assert unknown_words(parse("a zxqv <bear>"), tiny) == ()
 
