@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from mcpl.errors import ConfigError
 from mcpl.learning.settings import LearningSettings
+from mcpl.prompts import SLUG_RULE, is_slug
 from mcpl.settings import Settings
 
 
@@ -25,9 +26,14 @@ class Recipe(LearningSettings):
     @field_validator("words")
     @classmethod
     def _known_words(cls, value: str) -> str:
-        if value in ("marked", "all") or (value.startswith("list:") and value[5:].strip(", ")):
+        if value in ("marked", "all"):
             return value
-        raise ValueError("must be 'marked', 'all', or 'list:' and at least one noun")
+        nouns = [noun.strip().lower() for noun in value[5:].split(",") if noun.strip()]
+        if not value.startswith("list:") or not nouns:
+            raise ValueError("must be 'marked', 'all', or 'list:' and at least one noun")
+        if wrong := [noun for noun in nouns if not is_slug(noun)]:
+            raise ValueError(f"{wrong[0]!r} is neither a file that is there nor a noun: {SLUG_RULE}")
+        return value
 
     @property
     def fingerprint(self) -> str:

@@ -61,6 +61,7 @@ def test_a_term_keeps_its_own_settings_through_yaml(tmp_path):
         ({"terms": {"denoising": {}, "magic": {}}}, "unknown term 'magic'"),
         ({"terms": {"denoising": {"colour": 1}}}, "colour"),
         ({"words": "list:"}, "words"),
+        ({"words": "list:absent.txt"}, "'absent.txt' is neither a file that is there nor a noun"),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(values, told):
