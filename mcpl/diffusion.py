@@ -35,11 +35,6 @@ def target(
     return signal * noise - sigma * latents
 
 
-def snr(alphas_cumprod: Tensor) -> Tensor:
-    """Signal-to-noise ratio a / (1 - a) of every time step. [T]"""
-    return alphas_cumprod / (1 - alphas_cumprod)
-
-
 def stratified_timesteps(uniform: Tensor, total: int) -> Tensor:
     """One time step from each of n equal buckets of the schedule, [..., n] draws in 0..1 -> [..., n] int64.
 
