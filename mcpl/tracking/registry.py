@@ -108,7 +108,7 @@ def publish(
 def versions(name: str, *, tracking_uri: str | None = None, home: str | Path = ".") -> list[Published]:
     """Every version of a registered model, newest first."""
     uri = resolve_uri(tracking_uri, home)
-    client = connect(uri)
+    client = connect(uri, make=False)
     with plain_errors(uri):
         found = _all_versions(client, name)
         if not found:
@@ -121,7 +121,7 @@ def set_alias(
 ) -> None:
     """Let `NAME@alias` mean this version."""
     uri = resolve_uri(tracking_uri, home)
-    client = connect(uri)
+    client = connect(uri, make=False)
     with plain_errors(uri):
         client.set_registered_model_alias(name, alias, str(version))
 
@@ -410,7 +410,7 @@ def _resolve(model: str, uri: str) -> tuple[str, str]:
 
     name, _, version = model.removeprefix("models:/").partition("/")
     name, _, alias = name.partition("@")
-    client = connect(uri)
+    client = connect(uri, make=False)
     try:
         if version:
             return name, client.get_model_version(name, version).version

@@ -65,12 +65,17 @@ def resolve_uri(explicit: str | None = None, home: str | Path = ".") -> str:
     return explicit or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home).resolve()}/mlflow.db"
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of a server that answers, or a one-line ConfigError within seconds (MLflow itself takes minutes)."""
+def connect(uri: str, *, make: bool = True) -> MlflowClient:
+    """A client of a server that answers, or a one-line ConfigError within seconds (MLflow itself takes minutes).
+
+    make  create an SQLite database that is not there; whoever only looks asks for False
+    """
     scheme = urlsplit(uri).scheme.split("+")[0]
     if scheme in ("", "file"):
         raise ConfigError(f"tracking URI {uri!r}: MLflow keeps no runs in plain folders; use sqlite:///PATH/mlflow.db")
     if scheme == "sqlite":
+        if not make and not _sqlite_path(uri).exists():
+            raise ConfigError(f"there is no tracking database {_sqlite_path(uri)}, so nothing has been published there")
         _writable(_sqlite_path(uri))
     mlflow = load_mlflow()
     if scheme in ("http", "https"):

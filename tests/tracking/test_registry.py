@@ -120,6 +120,12 @@ def test_what_is_not_there_is_named_with_what_is(publish, bank_row, home):
         registry.lookup("toys", home=home)
 
 
+def test_looking_where_nothing_was_tracked_makes_no_database(tmp_path):
+    with pytest.raises(ConfigError, match="no tracking database .*nothing has been published"):
+        registry.lookup("toys", word="bear", home=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_published_leaves_nothing_behind(publish, bank_row, home):
     with pytest.raises(ConfigError, match="2 failed, and none learned"):
         publish([bank_row(0, status="failed"), bank_row(1, status="failed")])
