@@ -277,8 +277,7 @@ class Bank:
     def row(self, id: str) -> BankRow:
         """The row of a picture; KeyError naming some ids where there is none."""
         if id not in self._index():
-            some = ", ".join(list(self._index())[:5])
-            raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {some} ...")
+            raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {self._some()}")
         member, position = self._index()[id]
         return _rows(self._part(member).slice(position, 1))[0]
 
@@ -344,10 +343,13 @@ class Bank:
         """Write a `concepts/<slug>/learned_embeds.safetensors` for each word; return where each one is.
 
         One id writes `concepts/` right into the directory; several, or None for all, give each picture a folder of
-        its own, since two pictures may have learned different things under one word.
+        its own, since two pictures may have learned different things under one word. ConfigError, and nothing is
+        written, where the bank has no such picture.
         """
         store = open_store(directory)
         ids = [id] if isinstance(id, str) else self.ids() if id is None else list(id)
+        if unknown := [each for each in ids if each not in self._index()]:
+            raise ConfigError(f"the bank at {self.uri} has no picture {unknown[0]!r}; it has {self._some()}")
         written = []
         for each in ids:
             row = self.row(each)
@@ -358,6 +360,11 @@ class Bank:
                 store.put(name, embedding_file(row, learned, architecture=architecture, resolution=resolution))
                 written.append(store.join(name))
         return written
+
+    def _some(self) -> str:
+        """A few picture ids, for messages."""
+        ids = self.ids()
+        return ", ".join(ids[:5]) + (" ..." if len(ids) > 5 else "")
 
     def _index(self) -> dict[str, tuple[int, int]]:
         """id -> (member, position of its row there)"""

@@ -231,6 +231,13 @@ def test_export_writes_one_tensor_per_file_with_its_lineage(tmp_path):
     assert everything[2].startswith(str(tmp_path / "all" / "%2E.%2Fx" / "concepts"))
 
 
+def test_an_absent_picture_is_named_before_anything_is_exported(tmp_path):
+    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a")]))
+    with pytest.raises(ConfigError, match="no picture 'zebra'; it has a"):
+        bank.export(["a", "zebra"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_export_splits_a_word_of_sd_xl(tmp_path):
     from safetensors.numpy import load_file
 
