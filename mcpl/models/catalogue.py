@@ -77,6 +77,17 @@ def _stable_diffusion(source: str, entry: Entry, name: str, dtype: torch.dtype, 
 ARCHITECTURES: dict[str, Callable[..., BaseModel]] = {"StableDiffusionPipeline": _stable_diffusion}
 
 
+def find(name: str) -> Entry:
+    """Where a base lies, without loading it; ConfigError for what can be no base."""
+    entry = CATALOGUE.get(name) or Entry(name)
+    hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if name not in CATALOGUE and not hub_id and not Path(name).is_dir():
+        raise ConfigError(
+            f"--model {name}: neither a directory, nor a hub id 'owner/name', nor one of {', '.join(CATALOGUE)}"
+        )
+    return entry
+
+
 def load(
     name: str,
     revision: str | None = None,
@@ -88,12 +99,8 @@ def load(
 
     Raises ConfigError where it cannot be had; BankMismatch where its digest is not `expect_digest`.
     """
-    entry = CATALOGUE.get(name) or Entry(name)
+    entry = find(name)
     source, local = entry.source, Path(entry.source).is_dir()
-    if not local and (name.startswith((".", "/", "~")) or name.count("/") != 1) and name not in CATALOGUE:
-        raise ConfigError(
-            f"--model {name}: neither a directory, nor a hub id 'owner/name', nor one of {', '.join(CATALOGUE)}"
-        )
     if revision:
         entry = replace(entry, revision=revision)
     if local and Path(source).is_relative_to(ASSETS):

@@ -17,6 +17,7 @@ from mcpl.config import RunConfig
 from mcpl.data.bank import PART, Bank
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
+from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
 from mcpl.orchestration.plan import RUN
@@ -49,6 +50,7 @@ def learn_dataset(
     ConfigError, before anything is learned, where the tracking server does not answer.
     """
     store, dataset = open_store(config.output), Dataset.open(config.dataset)
+    catalogue.find(config.recipe.base)  # a mistyped name must not leave a plan behind
     fanout.check_identity(store, config, runner)  # another run's record must not be opened, let alone written to
     run = _start(open_tracker(tracker, **_server(config, store)), config, store, dataset)
     started = time.monotonic()

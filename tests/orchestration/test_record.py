@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from mcpl.errors import BankMismatch
+from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import record
 from mcpl.orchestration.showing import sentence_of
 from mcpl.tracking import base
@@ -63,6 +63,14 @@ def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):
             learn(moved)
     assert len(OPENED) == 1, "the first base's run stays as it ended"
     assert len(scenario.compared()) == 4
+
+
+def test_a_mistyped_base_leaves_nothing_behind(scenario):
+    scenario.pictures(4)
+    config = scenario.config()
+    with pytest.raises(ConfigError, match="--model nowhere"):
+        learn(config.model_copy(update={"recipe": config.recipe.model_copy(update={"base": "nowhere"})}))
+    assert not OPENED and not (scenario.root / "bank").exists()
 
 
 @pytest.mark.parametrize(
