@@ -76,6 +76,7 @@ def parse(cls: type[Settings], values: dict, where: str) -> Settings:
         return cls(**values)
     except ValidationError as error:
         faults = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'value'} = {e['input']!r}: {e['msg']}" for e in error.errors()
+            f"{'.'.join(map(str, e['loc'])) or 'value'} = {e['input']!r}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
         )
         raise ConfigError(f"{where}: {faults}") from None
