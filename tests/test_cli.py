@@ -101,6 +101,16 @@ def test_mistakes_are_one_line_and_leave_nothing(learn, photo, tmp_path, make, s
     assert not list(tmp_path.glob(".out-*"))
 
 
+def test_a_mistake_found_late_leaves_no_folder_above_either(monkeypatch, capsys, photo, tmp_path, tiny_base_dir):
+    long = "a <star> " + "and a red disc " * 12
+    out = tmp_path / "learned" / "photo"
+    code, printed = run(monkeypatch, capsys, "learn", photo, long, "--model", tiny_base_dir, "--out", out)
+    assert code == 1 and "tokens" in printed and printed.count("\n") == 1, printed
+    assert not out.parent.exists()
+    code, printed = run(monkeypatch, capsys, "learn", photo, "a <star>", "--out", photo / "below")
+    assert code == 1 and "nothing can be written" in printed
+
+
 def test_a_folder_in_use_is_not_touched(learn, photo, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

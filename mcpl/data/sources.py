@@ -16,7 +16,7 @@ from mcpl.data.listing import Listing, Rejected, list_picture, load
 from mcpl.data.pictures import load_picture, mask_png, picture_png
 from mcpl.data.storage import Store, locate, open_store
 from mcpl.data.writing import MarkReport, WriteReport, checked, mark_dataset, write_dataset
-from mcpl.errors import ConfigError
+from mcpl.errors import ConfigError, ExampleError
 from mcpl.types import Example
 
 __all__ = [
@@ -88,12 +88,15 @@ def _listed(store: Store, list_rows: Callable[[Store], Listing]) -> Items:
 
 
 def picture_and_sentence(path: str | os.PathLike, text: str) -> Example:
-    """One picture file and its sentence. ConfigError: no such file; ExampleError: no picture in it."""
+    """One picture file and its sentence. ConfigError: no such file; ExampleError naming it: no picture in it."""
     store, name = locate(path)
     if name is None:
         raise ConfigError(f"{path} is a folder; give one picture")
     example = Example(Path(name).stem, store.get(name), text)
-    load_picture(example.image)
+    try:
+        load_picture(example.image)
+    except ExampleError as fault:
+        raise ExampleError(f"{path}: {fault}") from None
     return example
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mcpl.config import Placement, Recipe
 from mcpl.data.bank import Bank, encode, part_name
 from mcpl.data.pictures import fit, load_picture
+from mcpl.data.sources import picture_and_sentence
 from mcpl.errors import ConfigError, ExampleError
 from mcpl.learning.familiarity import looks_strange, strangeness, unknown_words
 from mcpl.orchestration.job import Outcome, Runner, to_pixels
@@ -34,20 +36,23 @@ def learn_picture(photo: Path, text: str, out: Path, recipe: Recipe, placement: 
         raise ExampleError(f"{photo}: no such picture")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--out {out}: nothing can be written in {above}")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another --out, or remove it")
-    example = Example(photo.stem, photo.read_bytes(), text)
-    load_picture(example.image)  # say what is wrong with picture and sentence before the base is loaded
+    example = picture_and_sentence(photo, text)  # what is wrong with them is said before the base is loaded
     parse(text, recipe.words)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with console.status("loading the base model"):
         runner = Runner(recipe, placement)
+        runner.prepare(example)  # a sentence that does not fit this base is refused before anything is shown
     _advise(example, runner, console)
     with _bar(console) as bar:
         task = bar.add_task("learning", total=recipe.steps)
         (outcome,) = runner.outcomes([example], lambda step: bar.update(task, completed=step))
     if outcome.row.status != "learned":
         raise ExampleError(outcome.row.reason or "nothing was learned")
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
         _write(folder, outcome, example, runner)

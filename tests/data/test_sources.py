@@ -262,7 +262,7 @@ def test_one_picture_and_its_sentence(tmp_path):
     path.write_bytes(png())
     assert sources.picture_and_sentence(path, "a <cat>") == Example("photo", png(), "a <cat>")
     path.write_bytes(b"text")
-    with pytest.raises(ExampleError, match="not a picture"):
+    with pytest.raises(ExampleError, match=r"photo\.png: not a picture"):
         sources.picture_and_sentence(path, "a <cat>")
     for wrong in (tmp_path, tmp_path / "absent.png"):
         with pytest.raises(ConfigError):
