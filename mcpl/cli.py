@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +89,7 @@ def explain(
     from mcpl.learning.batch import initializer_words
     from mcpl.learning.familiarity import unknown_words
     from mcpl.models import catalogue
-    from mcpl.prompts import TEMPLATES, parse, tokenize
+    from mcpl.prompts import TEMPLATES, parse, token_count, tokenize
 
     chosen = _recipe(recipe, base=model, words=words)
     parsed = parse(sentence, chosen.words)
@@ -109,8 +108,8 @@ def explain(
         table.add_row(word.text, word.role, concept.slug if concept else "", tokens, start, style=colour)
     console.print(table)
     templates = TEMPLATES if chosen.templates == "captions" else TEMPLATES[:1]
-    prompt = tokenize(parsed, base.vocabulary, chosen.vectors_per_word, templates=templates)
-    longest = int((prompt.token_ids != base.vocabulary.pad).sum(dim=1).max()) + 1
+    tokenize(parsed, base.vocabulary, chosen.vectors_per_word, templates=templates)  # refuses what is too long
+    longest = token_count(parsed, base.vocabulary, chosen.vectors_per_word, templates)
     console.print(
         f"{len(parsed.concepts)} words to learn, {len(templates)} templates, "
         f"at most {longest} of {base.vocabulary.length} tokens",
@@ -263,11 +262,28 @@ def dataset_info(uri: str) -> None:
 
 
 @dataset_app.command("validate")
-def dataset_validate(uri: str, words: Words = None) -> None:
+def dataset_validate(
+    uri: str,
+    words: Words = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Base whose text encoder every sentence must fit; not asked without.")
+    ] = None,
+) -> None:
     """Read every row; report bad ones with their reasons. Exit code 1 where there is one."""
     from mcpl.data.sources import validate
 
-    report = validate(uri, words=_recipe("paper", words=words).words)
+    words = _recipe("paper", words=words).words
+    fits = {}
+    if model:
+        from mcpl.models import catalogue
+        from mcpl.prompts import parse, token_count
+
+        vocabulary = catalogue.load(model, device="cpu").vocabulary
+        fits = {
+            "token_length": lambda text: token_count(parse(text, words), vocabulary),
+            "token_limit": vocabulary.length,
+        }
+    report = validate(uri, words, **fits)
     console.print(report, highlight=False)
     if not report.ok:
         raise typer.Exit(1)
@@ -287,8 +303,7 @@ def dataset_mark(
 
     if not nouns.is_file():
         raise ConfigError(f"--nouns {nouns}: no such file")
-    with tempfile.TemporaryDirectory(prefix="mcpl-mark-") as scratch:
-        console.print(mark_dataset(uri, nouns_in(nouns), out or f"{scratch}/marked"), highlight=False)
+    console.print(mark_dataset(uri, nouns_in(nouns), out), highlight=False)
 
 
 if __name__ == "__main__":

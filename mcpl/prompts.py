@@ -11,7 +11,7 @@ Pure: knows no model; a `Vocabulary` says how a model spells words.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -241,6 +241,20 @@ def tokenize(
     rows = [_token_row(sentence, vocabulary, vectors_per_word, stand_ins, template) for template in templates]
     ids, slots, groups, placed = (torch.stack(column) for column in zip(*rows, strict=True))
     return Prompt(ids, slots, groups, placed)
+
+
+def token_count(
+    sentence: Sentence, vocabulary: Vocabulary, vectors_per_word: int = 1, templates: Sequence[str] = TEMPLATES
+) -> int:
+    """Tokens of a sentence in its longest template, start and end included; `tokenize` refuses more than L."""
+
+    def pieces(words: Iterable[str]) -> int:
+        return sum(len(vocabulary.pieces(word)) for word in words)
+
+    learned = sum(word.role == "placeholder" for word in sentence.words)
+    ordinary = pieces(word.text for word in sentence.words if word.role != "placeholder")
+    around = max(pieces(template.replace("{}", " ").split()) for template in templates)
+    return learned * vectors_per_word + ordinary + around + 2
 
 
 def _token_row(sentence, vocabulary, vectors_per_word, stand_ins, template):

@@ -12,7 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mcpl.cli import app, main
+from mcpl.data.sources import write_dataset
 from mcpl.errors import MCPLError
+from mcpl.types import Example
 
 
 @pytest.fixture
@@ -134,6 +136,19 @@ def test_explain_shows_roles_tokens_and_initialisers(monkeypatch, capsys, tiny_b
     assert code == 0
     for told in ("red", "adjective", "moon", "placeholder", "disc", "2 words to learn"):
         assert told in printed
+
+
+def test_a_dataset_is_looked_at_before_it_is_learned(monkeypatch, capsys, photo, tmp_path, tiny_base_dir):
+    captions = {"a": "a red star", "b": "a <star> " + "and a red disc " * 12}
+    rows = [Example(id, photo.read_bytes(), text) for id, text in captions.items()]
+    write_dataset(rows, tmp_path / "plain")
+    (tmp_path / "nouns.txt").write_text("star\n")
+    code, printed = run(monkeypatch, capsys, "dataset", "mark", tmp_path / "plain", "--nouns", tmp_path / "nouns.txt")
+    assert code == 0 and "2 of 2 rows" in printed and str(tmp_path / "plain") in printed.replace("\n", "")
+    look = ("dataset", "validate", tmp_path / "plain", "--words", "list:star")
+    assert run(monkeypatch, capsys, *look)[0] == 0
+    code, printed = run(monkeypatch, capsys, *look, "--model", tiny_base_dir)
+    assert code == 1 and "sentence too long (first: b)" in printed
 
 
 def test_every_command_has_help():

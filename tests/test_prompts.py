@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mcpl.errors import ConfigError, ExampleError
-from mcpl.prompts import TEMPLATES, mark, parse, plain, tokenize
+from mcpl.prompts import TEMPLATES, mark, parse, plain, token_count, tokenize
 
 
 class Letters:
@@ -141,6 +141,16 @@ def test_ordinary_ids_stand_under_slots():
 def test_too_long_is_refused_with_both_numbers():
     with pytest.raises(ExampleError, match=r"\d+ tokens .* holds 40"):
         tokenize(parse("<x> " + "word " * 30), Letters())
+
+
+def test_tokens_are_counted_as_they_are_laid_out():
+    """By hand: start, "see" (2 pieces of two letters), a, red (2), two vectors, end."""
+    sentence = parse("a red <bear>")
+    assert token_count(sentence, Letters(), vectors_per_word=2, templates=("{}", "see {}")) == 9
+    for text in ("a <x>", "a big red <x>, left of a <y>!"):
+        prompt = tokenize(parse(text), Letters())
+        ends = (prompt.token_ids == Letters.end).int().argmax(dim=1)  # the first: padding is the same id
+        assert token_count(parse(text), Letters()) == int(ends.max()) + 1
 
 
 def test_templates_hold_one_place_and_start_with_the_bare_sentence():

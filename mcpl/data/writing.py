@@ -190,7 +190,10 @@ def encode_examples(examples: Sequence[Example], row_group: int = ROW_GROUP) -> 
 class MarkReport:
     """What marking found and missed."""
 
-    written: WriteReport
+    uri: str
+    """of the dataset that was written, else of the one that was read"""
+    rows: int
+    faults: Faults
     marked: int
     """rows with at least one word to learn"""
     found: Counter[str]
@@ -201,12 +204,11 @@ class MarkReport:
     """ids of rows without any of the nouns, the first ones"""
 
     def __str__(self) -> str:
-        rows = self.written.rows
-        lines = [f"{self.marked} of {rows} rows have a word to learn: {self.written.uri}"]
+        lines = [f"{self.marked} of {self.rows} rows have a word to learn: {self.uri}"]
         lines += [f"{count:6d} x <{noun}>" for noun, count in self.found.most_common()]
         lines += [f"never found: {', '.join(self.missed)}"] if self.missed else []
         lines += [f"without any of them: {', '.join(self.unmarked[:5])} ..."] if self.unmarked else []
-        lines += [f"{label}: {text}" for label, text in self.written.faults.lines()]
+        lines += [f"{label}: {text}" for label, text in self.faults.lines()]
         return "\n".join(lines)
 
     def __rich__(self) -> Text:
@@ -215,8 +217,11 @@ class MarkReport:
         return Text(str(self))
 
 
-def mark_dataset(uri: str | os.PathLike, nouns: Sequence[str], out_uri: str | os.PathLike) -> MarkReport:
-    """Write the dataset again with these nouns in angle brackets; rows without any stay as they are."""
+def mark_dataset(uri: str | os.PathLike, nouns: Sequence[str], out_uri: str | os.PathLike | None = None) -> MarkReport:
+    """Write the dataset again with these nouns in angle brackets; rows without any stay as they are.
+
+    Without `out_uri` nothing is written, and the report says what would be.
+    """
     from mcpl.prompts import mark
 
     nouns = list(dict.fromkeys(noun.strip().lower() for noun in nouns if noun.strip()))
@@ -241,5 +246,11 @@ def mark_dataset(uri: str | os.PathLike, nouns: Sequence[str], out_uri: str | os
                 unmarked.append(example.id)
             yield replace(example, text=text)
 
-    written = write_dataset(rows(), out_uri)
-    return MarkReport(written, marked, found, tuple(noun for noun in nouns if not found[noun]), tuple(unmarked))
+    if out_uri is None:
+        place, faults = dataset.uri, Faults()
+        count = sum(1 for _ in _kept(rows(), faults))
+    else:
+        written = write_dataset(rows(), out_uri)
+        place, count, faults = written.uri, written.rows, written.faults
+    missed = tuple(noun for noun in nouns if not found[noun])
+    return MarkReport(place, count, faults, marked, found, missed, tuple(unmarked))

@@ -339,6 +339,10 @@ def test_marking_finds_and_misses(tmp_path):
     assert report.found["bear"] == 3 and report.found["ball"] == 1
     with pytest.raises(ConfigError, match="no nouns"):
         sources.mark_dataset(tmp_path / "plain", [" "], tmp_path / "other")
+    looked = sources.mark_dataset(tmp_path / "plain", ["bear", "ball", "zebra"])
+    assert (looked.marked, looked.rows, looked.found, looked.missed) == (3, 4, report.found, ("zebra",))
+    assert str(tmp_path / "plain") in str(looked), "a look names the dataset that is there"
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "marked"}
 
 
 def test_validation_names_every_bad_row(tmp_path):
