@@ -54,7 +54,8 @@ def main(
     alias: Annotated[str, typer.Option(help="what NAME@ALIAS will mean after --publish; empty for none")] = "champion",
     tracker: Annotated[str, typer.Option(help="who is told: mlflow or none")] = "mlflow",
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite in the output")
+        str | None,
+        typer.Option(help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite beside the output"),
     ] = None,
     experiment: Annotated[str, typer.Option(help="MLflow experiment")] = "mcpl",
     inline: Annotated[bool, typer.Option("--inline", help="learn in this process, without Ray")] = False,
