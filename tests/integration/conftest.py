@@ -51,7 +51,8 @@ def started(tmp_path) -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours, without what the session's own cluster left there."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MCPL_"))}
+    """Ours, without what the session's own cluster left there, and without a server that the user tracks to."""
+    others = ("RAY_", "MCPL_", "MLFLOW_TRACKING")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     ours["MCPL_TRACKER"] = "none"  # these tests are about the fan-out; MLflow's first database takes seconds
     return ours | NICENESS
