@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
@@ -183,6 +184,17 @@ def test_an_unknown_runner_is_a_setting_gone_wrong(scenario):
     scenario.pictures(2)
     with pytest.raises(ConfigError, match="mcpl.nothing"):
         fanout.run(scenario.config(), "mcpl.nothing:Runner", inline=True)
+
+
+def test_workers_of_an_own_cluster_keep_the_commands_niceness(monkeypatch):
+    for name in ("RAY_worker_niceness", "RAY_AUTH_TOKEN", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that they are put back
+    monkeypatch.delenv("RAY_worker_niceness")
+    monkeypatch.setattr(fanout, "enable_token_auth_by_default", lambda: None)
+    seen = []
+    monkeypatch.setattr(fanout.ray, "init", lambda **_: seen.append(dict(os.environ).get("RAY_worker_niceness")))
+    fanout._start_local("ERROR", verbose=False)
+    assert seen == ["0"]
 
 
 def test_speed_and_time_left_ignore_the_start():
