@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from mcpl.cli import app, main
 from mcpl.data.sources import write_dataset
 from mcpl.errors import MCPLError
+from mcpl.orchestration.single import _save_row
 from mcpl.types import Example
 
 
@@ -63,6 +64,13 @@ def test_learn_makes_one_folder_with_everything(learn, photo, tmp_path):
     story = json.loads((out / "metrics.json").read_text())
     assert story["steps"] == 3 and story["metrics"]["fixed_noise_loss"] > 0
     assert not list(tmp_path.glob(".out-*")), "no scratch folder is left"
+
+
+def test_pictures_in_a_row_do_not_run_together(tmp_path):
+    _save_row(np.zeros((3, 16, 16, 3), np.uint8), tmp_path / "row.png", scale_to=32)
+    columns = np.asarray(Image.open(tmp_path / "row.png"))[0, :, 0]
+    assert len(columns) == 2 * (3 * 16 + 2)
+    assert np.flatnonzero(columns).tolist() == [32, 33, 66, 67]
 
 
 def test_learned_words_load_in_stock_diffusers(learn, photo, tmp_path, tiny_base_dir):

@@ -113,8 +113,10 @@ def _write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> 
 
 
 def _save_row(pictures, path: Path, scale_to: int = 128) -> None:
-    """[n, H, W, 3] uint8 side by side; small pictures enlarged without smoothing, so that pixels stay what they are."""
-    side = np.concatenate(list(np.asarray(pictures)), axis=1)
+    """[n, H, W, 3] uint8 side by side, a white pixel between them, since grounds are often alike; small pictures
+    enlarged without smoothing, so that pixels stay what they are."""
+    spaced = np.pad(np.asarray(pictures), ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+    side = np.concatenate(list(spaced), axis=1)[:, :-1]
     image = Image.fromarray(side)
     factor = max(1, scale_to // side.shape[0])
     image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)
