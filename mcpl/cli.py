@@ -102,7 +102,8 @@ def explain(
         colour = COLOURS[word.concept % len(COLOURS)] if word.concept is not None else "dim"
         if word.role == "placeholder":
             tokens = f"{chosen.vectors_per_word} learned"
-            start = "mean of " + ", ".join(initializer_words(concept, base, chosen))
+            names = initializer_words(concept, base, chosen)
+            start = ("mean of " if len(names) > 1 else "") + ", ".join(names)
         else:
             tokens, start = " ".join(base.vocabulary.text(piece) for piece in base.vocabulary.pieces(word.text)), ""
         table.add_row(word.text, word.role, concept.slug if concept else "", tokens, start, style=colour)
