@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from mcpl.errors import ConfigError
 from mcpl.learning.settings import LearningSettings
-from mcpl.prompts import SLUG_RULE, is_slug
+from mcpl.prompts import WORDS_RULE, listed_nouns
 from mcpl.settings import Settings
 
 
@@ -21,18 +21,15 @@ class Recipe(LearningSettings):
     base: str = Field("scenes-v0", description="catalogue name, hub id or local directory of the base model")
     revision: str | None = Field(None, description="pinned revision of a hub model")
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
-    words: str = Field("marked", description="'marked', 'all', or 'list:' followed by comma-separated nouns")
+    words: str = Field("marked", description=f"what is learned: {WORDS_RULE}, comma-separated")
 
     @field_validator("words")
     @classmethod
     def _known_words(cls, value: str) -> str:
-        if value in ("marked", "all"):
-            return value
-        nouns = [noun.strip().lower() for noun in value[5:].split(",") if noun.strip()]
-        if not value.startswith("list:") or not nouns:
-            raise ValueError("must be 'marked', 'all', or 'list:' and at least one noun")
-        if wrong := [noun for noun in nouns if not is_slug(noun)]:
-            raise ValueError(f"{wrong[0]!r} is neither a file that is there nor a noun: {SLUG_RULE}")
+        try:
+            listed_nouns(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         return value
 
     @property

@@ -11,7 +11,8 @@ Pure: knows no model; a `Vocabulary` says how a model spells words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -84,15 +85,19 @@ class Vocabulary(Protocol):
 def parse(text: str, words: str = "marked") -> Sentence:
     """Read a sentence's roles.
 
-    words: 'marked' learns the `<marked>` words, 'all' every word but articles (MCPL-all), and
+    words: 'marked' learns the `<marked>` words, 'adjectives' also the adjectives bound to them, 'all' every word but
+    articles (MCPL-all), 'all:3' the marked and three more (adjectives first, then in reading order), and
     'list:bear,board' these nouns wherever they stand, plural s allowed, besides marked ones.
 
-    Raises ExampleError: empty; a mark that is no slug; in 'marked', no placeholder or the same one twice.
+    A marked word is an object, whose map counts in the mask, unless it is a function word (`<on>`, `<beside:on>`)
+    or stands directly before another placeholder that is none (`<brown> <bear>`).
+
+    Raises ExampleError: empty; a mark that is no slug; in all but 'all' and 'list', no placeholder or one twice.
     """
     if not text.strip():
         raise ExampleError("empty sentence: give one such as 'a brown <bear> on a rolling <board>'")
-    nouns = _nouns(words)
-    lexemes: list[tuple[str, str | None, str | None]] = []  # (text, slug, initializer)
+    nouns, grows = listed_nouns(words), words == "adjectives" or words.startswith("all:")
+    lexemes: list[Lexeme] = []
     for mark, word, sign in _LEXEME.findall(text):
         if word or sign:
             noun = _listed(word.lower(), nouns) if word else None
@@ -101,25 +106,55 @@ def parse(text: str, words: str = "marked") -> Sentence:
             slug, _, initializer = mark.lower().partition(":")
             lexemes.append((f"<{slug}>", _checked(slug, mark), initializer or None))
     marked = [slug for _, slug, _ in lexemes if slug]  # listed nouns too: both name objects
-    if words == "marked":
+    if words == "marked" or grows:
         if not marked:
             raise ExampleError(f"no placeholder in {text!r}: mark what to learn, as in 'a brown <bear>'")
         for slug in marked:
             if marked.count(slug) > 1:
                 raise ExampleError(f"<{slug}> stands twice in {text!r}: give each object its own word")
+    objects = _objects(lexemes) or None
     if words == "all":
-        lexemes = [
-            (word, slug or (word.lower() if _learnable(word) else None), initializer or word.lower())
-            if not slug
-            else (word, slug, initializer)
-            for word, slug, initializer in lexemes
-        ]
-    return _assign_roles(text, lexemes, objects=frozenset(marked) or None)
+        lexemes = _learn(lexemes, {word.lower() for word, slug, _ in lexemes if not slug and _learnable(word)})
+    elif grows:
+        lexemes = _learn(lexemes, _further(_assign_roles(text, lexemes, objects), words))
+    return _assign_roles(text, lexemes, objects)
 
 
-def _assign_roles(
-    text: str, lexemes: Sequence[tuple[str, str | None, str | None]], objects: frozenset[str] | None
-) -> Sentence:
+Lexeme = tuple[str, str | None, str | None]
+"""text, slug where it is learned, initializer where one is given"""
+
+
+def _objects(lexemes: Sequence[Lexeme]) -> frozenset[str]:
+    """Slugs of the words that name objects: every listed noun, and the marked words that nothing speaks against."""
+    content = [slug is not None and is_content(initializer or slug) for _, slug, initializer in lexemes]
+    return frozenset(
+        slug
+        for (word, slug, _), own, following in zip(lexemes, content, [*content[1:], False], strict=True)
+        if slug and (not word.startswith("<") or (own and not following))
+    )
+
+
+def _learn(lexemes: Sequence[Lexeme], chosen: Collection[str]) -> list[Lexeme]:
+    """The lexemes with these ordinary words learned too, each from itself."""
+    return [
+        (word, word.lower(), initializer or word.lower())
+        if not slug and word.lower() in chosen
+        else (word, slug, initializer)
+        for word, slug, initializer in lexemes
+    ]
+
+
+def _further(sentence: Sentence, words: str) -> tuple[str, ...]:
+    """What 'adjectives' or 'all:3' adds to the marked words: adjectives first, then the others in reading order."""
+    adjectives = [w.text.lower() for w in sentence.words if w.role == "adjective"]
+    others = [w.text.lower() for w in sentence.words if w.role == "word"]
+    taken = {concept.slug for concept in sentence.concepts}
+    names = adjectives if words == "adjectives" else adjectives + others
+    free = [name for name in dict.fromkeys(names) if _learnable(name) and name not in taken]
+    return tuple(free if words == "adjectives" else free[: int(words[4:])])
+
+
+def _assign_roles(text: str, lexemes: Sequence[Lexeme], objects: frozenset[str] | None) -> Sentence:
     order: dict[str, int] = {}
     for _, slug, _ in lexemes:
         if slug:
@@ -162,15 +197,19 @@ def _learnable(word: str) -> bool:
     return word.lower() not in ARTICLES and is_slug(word.lower())
 
 
-def _nouns(words: str) -> tuple[str, ...]:
-    if words in ("marked", "all"):
+WORDS_RULE = "'marked', 'adjectives', 'all', 'all:' and a number, or 'list:' and at least one noun"
+
+
+def listed_nouns(words: str) -> tuple[str, ...]:
+    """The listed nouns of a `words` setting. Raises ConfigError where it is none."""
+    if words in ("marked", "adjectives", "all") or re.fullmatch(r"all:\d+", words):
         return ()
-    if words.startswith("list:"):
-        nouns = tuple(n.strip().lower() for n in words[5:].split(",") if n.strip())
-        if wrong := [noun for noun in nouns if not is_slug(noun)]:
-            raise ConfigError(f"listed noun {wrong[0]!r} cannot be a placeholder: {SLUG_RULE}")
-        return nouns
-    raise ConfigError(f"words = {words!r}: must be 'marked', 'all' or 'list:noun,noun'")
+    nouns = tuple(n.strip().lower() for n in words.removeprefix("list:").split(",") if n.strip())
+    if not words.startswith("list:") or not nouns:
+        raise ConfigError(f"words = {words!r}: must be {WORDS_RULE}")
+    if wrong := [noun for noun in nouns if not is_slug(noun)]:
+        raise ConfigError(f"{wrong[0]!r} is neither a file that is there nor a noun: {SLUG_RULE}")
+    return nouns
 
 
 def _listed(word: str, nouns: Sequence[str]) -> str | None:
@@ -190,6 +229,48 @@ def _checked(slug: str, mark: str) -> str:
 def is_slug(name: str) -> bool:
     """True for a name that may stand between angle brackets."""
     return SLUG.match(name) is not None and not re.search(r"_\d+\Z", name)
+
+
+def share_concepts(sentences: Sequence[Sentence]) -> tuple[Sentence, ...]:
+    """The same sentences over one list of concepts: equal slugs are one concept (MCPL-diverse).
+
+    A shared concept starts from the first initializer that is given, and is an object where any sentence takes it for
+    one. One sentence alone comes back as it is.
+    """
+    if len(sentences) == 1:
+        return tuple(sentences)
+    merged: dict[str, Concept] = {}
+    for concept in (concept for sentence in sentences for concept in sentence.concepts):
+        known = merged.get(concept.slug, concept)
+        merged[concept.slug] = Concept(
+            concept.slug,
+            known.initializer or concept.initializer,
+            tuple(dict.fromkeys(known.adjectives + concept.adjectives)),
+            known.is_object or concept.is_object,
+        )
+    order = {slug: index for index, slug in enumerate(merged)}
+
+    def shared(sentence: Sentence) -> Sentence:
+        index = [order[concept.slug] for concept in sentence.concepts]
+        words = (replace(w, concept=None if w.concept is None else index[w.concept]) for w in sentence.words)
+        return Sentence(sentence.text, tuple(words), tuple(merged.values()))
+
+    return tuple(map(shared, sentences))
+
+
+def about(sentence: Sentence, chosen: Sequence[int], adjectives: bool = True) -> Sentence:
+    """A sentence of these concepts and nothing else: "a brown <bear> and a rolling <board>" (union sampling)."""
+    words: list[Word] = []
+    for concept in chosen:
+        bound = (w for w in sentence.words if w.role == "adjective" and w.concept == concept) if adjectives else ()
+        name = Word(sentence.concepts[concept].placeholder, "placeholder", concept)
+        words += [*([Word("and", "word")] if words else []), Word("a", "word"), *bound, name]
+    return Sentence(" ".join(word.text for word in words), tuple(words), sentence.concepts)
+
+
+def named(sentence: Sentence) -> tuple[int, ...]:
+    """The concepts that a sentence names, in the order of its concepts."""
+    return tuple(sorted({word.concept for word in sentence.words if word.role == "placeholder"}))
 
 
 def mark(text: str, nouns: Sequence[str]) -> tuple[str, tuple[str, ...]]:

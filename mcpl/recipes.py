@@ -8,13 +8,19 @@ import yaml
 
 from mcpl.config import Recipe, parse
 from mcpl.errors import ConfigError
-from mcpl.objectives.objective import Denoising
+from mcpl.learning.settings import AttentionMask, EarlyStop, ReleaseMask
+from mcpl.objectives.objective import Attention, Contrastive, Denoising, ReleaseContrastive
 from mcpl.prompts import SLUG_RULE, is_slug
 
 
 def paper() -> Recipe:
     """All three regularisers as we read the paper, at the small base's stated budget."""
     return Recipe(name="paper")
+
+
+def paper_full() -> Recipe:
+    """The same for the paper's number of steps: for real bases."""
+    return Recipe(name="paper-full", steps=6100)
 
 
 def plain() -> Recipe:
@@ -27,7 +33,102 @@ def paper_all() -> Recipe:
     return Recipe(name="paper-all", words="all")
 
 
-RECIPES = {"paper": paper, "plain": plain, "paper-all": paper_all}
+def plain_all() -> Recipe:
+    """MCPL-all without regularisers: the paper's naive variant."""
+    return adjust(plain(), name="plain-all", words="all")
+
+
+def ablated(mask: bool = True, contrastive: bool = True, bind: bool = True) -> Recipe:
+    """`paper` with some of its three regularisers left out; (tau, gamma) as released, with and without the mask."""
+    left_out = [n for n, kept in (("mask", mask), ("contrastive", contrastive), ("bind", bind)) if not kept]
+    tau, gamma = (0.3, 7.5e-4) if mask else (0.2, 5e-4)
+    terms = {"denoising": Denoising()}
+    if contrastive:
+        terms["contrastive"] = Contrastive(weight=gamma, temperature=tau, bind_adjectives=bind)
+    return Recipe(
+        name="-".join(["paper", *(["without", *left_out] if left_out else [])]),
+        attention_mask=AttentionMask() if mask else None,
+        terms=terms,
+    )
+
+
+def release() -> Recipe:
+    """The official code's behaviour where it can be reproduced: a record of defects, never a recommendation.
+
+    Not reproduced: squashed portraits, words that match nothing or crash, pickled output, its pairing of adjectives by
+    order of appearance.
+    """
+    return Recipe(
+        name="release",
+        words="adjectives",
+        initializer="noun",
+        initialize="first",
+        attention_mask=ReleaseMask(source="release"),
+        terms={
+            "denoising": Denoising(area_normalised=False),
+            "release-contrastive": ReleaseContrastive(weight=7.5e-4, temperature=0.3),
+        },
+        lr=2e-2,
+        weight_decay=0.01,
+        steps=6100,
+        flips="always",
+        stratified_timesteps=False,
+    )
+
+
+def one_word() -> Recipe:
+    """Single-word Textual Inversion: each word by itself on the whole picture."""
+    return adjust(plain(), name="one-word", sentences="one-word")
+
+
+def masked_inversion() -> Recipe:
+    """Textual Inversion on each masked object: the paper's estimated ground truth. Needs given masks."""
+    return adjust(plain(), name="masked-inversion", sentences="masked-objects")
+
+
+def break_a_scene() -> Recipe:
+    """Masked multi-concept learning with given masks: Break-A-Scene's losses and union sampling, embeddings only."""
+    return Recipe(
+        name="break-a-scene",
+        attention_mask=AttentionMask(source="given"),
+        union_sampling=2,
+        terms={"denoising": Denoising(area_normalised=False), "attention": Attention(weight=1e-2)},
+    )
+
+
+def best() -> Recipe:
+    """Ours, with the same frozen weights: docs/decisions/0005 says why each part is here. Not tuned yet.
+
+    The loss sees the whole picture, so that the loss on fixed noise may tell when to stop; the masks, cut from refined
+    maps of many looks, draw each word's attention to its object instead.
+    """
+    return Recipe(
+        name="best",
+        initializer="noun",
+        fixed_norm=True,
+        union_sampling=3,
+        attention_mask=AttentionMask(on_loss=False, refine=1, sharp=True, momentum=0.5, exclusive=True),
+        terms={"denoising": Denoising(), "contrastive": Contrastive(), "attention": Attention()},
+        stop=EarlyStop(),
+        steps=400,
+    )
+
+
+RECIPES = {
+    "paper": paper,
+    "paper-full": paper_full,
+    "paper-all": paper_all,
+    "plain": plain,
+    "plain-all": plain_all,
+    "paper-without-mask": lambda: ablated(mask=False),
+    "paper-without-contrastive": lambda: ablated(contrastive=False),
+    "paper-without-bind": lambda: ablated(bind=False),
+    "release": release,
+    "one-word": one_word,
+    "masked-inversion": masked_inversion,
+    "break-a-scene": break_a_scene,
+    "best": best,
+}
 
 
 def load(name_or_file: str) -> Recipe:

@@ -69,7 +69,8 @@ class Example:
     image: bytes = field(repr=False)
     text: str
     masks: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    """Concept slug -> PNG; pixels above 127 belong to the object. Only ever used for scoring."""
+    """Concept slug -> PNG; pixels above 127 belong to the object. For scoring, and for the baselines that are given
+    masks (`break-a-scene`, `masked-inversion`); no other recipe sees them."""
     truth: str | None = field(default=None, repr=False)
     """JSON of the rendered scene, where the picture is one."""
     group: str | None = None
@@ -91,18 +92,51 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class View:
+    """One sentence about one picture of a job: what a row of a step, or a look, is made from."""
+
+    sentence: Sentence
+    """its concepts are all of the job's, also those that it does not name"""
+    prompt: Prompt
+    picture: int
+    """index into the job's latents"""
+    look: int
+    """which look's masks belong to the picture"""
+    objects: tuple[int, ...]
+    """the concepts that it names and whose masks are united"""
+    mirrored: bool = False
+    """the picture is its look's, left and right exchanged"""
+    share: float = 1.0
+    """how often rows are drawn from it, against the job's other views"""
+
+
+@dataclass(frozen=True)
 class Job:
-    """One picture and its sentence, ready to learn: everything constant is computed once."""
+    """One picture and its sentence, or several that share words (MCPL-diverse): everything constant, computed once."""
 
     id: str
-    sentence: Sentence
-    prompt: Prompt
     latents: Tensor
-    """[C, h, w] scaled latents of the picture (the encoder's mean)."""
+    """[N, C, h, w] scaled latents of the pictures (the encoder's mean)"""
+    looks: tuple[View, ...]
+    """the given pictures with their whole sentences: where masks, maps and the honest curve come from"""
+    views: tuple[View, ...]
+    """what training rows are drawn from; the looks themselves unless the recipe says otherwise"""
     initial: Tensor
     """[slots, D] learned rows at step 0."""
     seed: int
     """Seeds the job's own generators; derived from (recipe seed, example id)."""
+    masks: Tensor | None = None
+    """[looks, P, h, w] 0/1 given masks, for the baselines that learn from them; else None"""
+
+    @property
+    def sentence(self) -> Sentence:
+        """The first picture's own sentence."""
+        return self.looks[0].sentence
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """What is learned, in the order of the slots."""
+        return self.looks[0].sentence.concepts
 
 
 @dataclass(frozen=True)
@@ -132,6 +166,8 @@ class PackedBatch:
     """[B, L] bool"""
     job_ids: Tensor
     """[B] int64, rows of one job are neighbours"""
+    objects: Tensor
+    """[B, P] bool: concepts whose attention masks belong to the row; P of the job with most"""
 
 
 @dataclass(frozen=True)
@@ -152,6 +188,8 @@ class StepOutput:
     """[J] the weighted sum that was minimised"""
     terms: Mapping[str, Tensor]
     """term name -> [J] unweighted values"""
+    mask_area: Tensor | None = None
+    """[J] share of the latents that this step's own mask let through, where the step made one (release only)"""
 
 
 @dataclass(frozen=True)
@@ -194,6 +232,14 @@ class LearnedConcepts:
     """optimisation steps taken"""
     sample_passes: int
     """U-Net sample passes, forward-only passes for masks and curves included (the unit of cost)"""
+    kept_step: int | None = None
+    """the look whose rows and maps these are, where a recipe keeps its best look; None: the last"""
+
+    @property
+    def kept(self) -> CurvePoint:
+        """The point of the curve that belongs to the vectors."""
+        last = self.curve[-1]
+        return next((point for point in self.curve if point.step == self.kept_step), last)
 
 
 @dataclass(frozen=True)

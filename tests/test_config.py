@@ -21,6 +21,13 @@ CHANGES = {
     "templates": "none",
     "stratified_timesteps": False,
     "attention_mask": None,
+    "initialize": "first",
+    "fixed_norm": True,
+    "sentences": "one-word",
+    "union_sampling": 3,
+    "flips": "safe",
+    "weight_decay": 0.1,
+    "stop": {"patience": 2},
     "terms": {"denoising": Denoising()},
     "probe_every": 5,
     "probe_timesteps": 4,
@@ -62,12 +69,37 @@ def test_a_term_keeps_its_own_settings_through_yaml(tmp_path):
         ({"terms": {"denoising": {"colour": 1}}}, "colour"),
         ({"words": "list:"}, "words"),
         ({"words": "list:absent.txt"}, "'absent.txt' is neither a file that is there nor a noun"),
+        ({"words": "all:few"}, "words"),
+        ({"attention_mask": None, "terms": {"denoising": {}, "attention": {}}}, "needs masks"),
+        ({"attention_mask": {"source": "looks", "softmaxes": 2}}, "softmaxes"),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(values, told):
     with pytest.raises(ConfigError, match="^here: ") as caught:
         parse(Recipe, values, "here")
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_each_kind_of_mask_comes_back_from_yaml_as_itself(tmp_path):
+    import yaml
+
+    for name in ("paper", "best", "break-a-scene", "release"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(load(name).model_dump(mode="json")))
+        assert load(str(path)) == load(name)
+        assert type(load(str(path)).attention_mask) is type(load(name).attention_mask)
+
+
+def test_each_regulariser_can_be_left_out_by_itself():
+    from mcpl.recipes import ablated
+
+    assert ablated().fingerprint == load("paper").fingerprint
+    without = ablated(mask=False)
+    contrastive = without.terms["contrastive"]
+    assert without.attention_mask is None and (contrastive.temperature, contrastive.weight) == (0.2, 5e-4)
+    assert set(ablated(contrastive=False).terms) == {"denoising"}
+    assert not ablated(bind=False).terms["contrastive"].bind_adjectives
+    assert ablated(mask=False, contrastive=False).fingerprint == load("plain").fingerprint
 
 
 def test_recipes_load_by_name_and_have_different_fingerprints():

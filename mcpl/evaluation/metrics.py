@@ -32,6 +32,8 @@ class Scored:
     right_object: Mapping[str, float] = field(default_factory=dict)
     """slug -> share of its own pictures that show its object and nothing else, by a judge"""
     right_object_step0: Mapping[str, float] = field(default_factory=dict)
+    masked: bool = False
+    """whether the recipe masked the loss"""
 
 
 def _true_masks(scored: Scored) -> tuple[list[int], Tensor] | None:
@@ -124,8 +126,8 @@ def right_object_step0(scored: Scored) -> float | None:
 
 
 def fixed_noise_loss(scored: Scored) -> float | None:
-    """Denoising loss of the training picture on fixed noise that training never used, at the end."""
-    return scored.learned.curve[-1].fixed_noise_loss
+    """Denoising loss of the training picture on fixed noise that training never used, of the words that were kept."""
+    return scored.learned.kept.fixed_noise_loss
 
 
 def fixed_noise_loss_step0(scored: Scored) -> float | None:
@@ -135,7 +137,13 @@ def fixed_noise_loss_step0(scored: Scored) -> float | None:
 
 def prompt_similarity(scored: Scored) -> float | None:
     """Largest cosine similarity of two words' text-encoder outputs: near 1 means that they collapsed."""
-    return scored.learned.curve[-1].prompt_similarity if len(scored.learned.concepts) > 1 else None
+    return scored.learned.kept.prompt_similarity if len(scored.learned.concepts) > 1 else None
+
+
+def kept_step(scored: Scored) -> float | None:
+    """The look whose words were kept, where a recipe keeps its best look."""
+    step = scored.learned.kept_step
+    return None if step is None else float(step)
 
 
 METRICS: dict[str, Callable[[Scored], float | None]] = {
@@ -152,6 +160,7 @@ METRICS: dict[str, Callable[[Scored], float | None]] = {
         right_object_step0,
         right_object,
         prompt_similarity,
+        kept_step,
     )
 }
 

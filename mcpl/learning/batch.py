@@ -1,21 +1,29 @@
-"""From a sentence and a picture to a Job, and from a Pack to the rows of a step."""
+"""From sentences and pictures to a Job, and from a Pack to the rows of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mcpl.diffusion import bucket_centres, stratified_timesteps
 from mcpl.errors import ExampleError
 from mcpl.learning.settings import LearningSettings
 from mcpl.models.base import BaseModel, mean_embedding
 from mcpl.packing import join_slots
-from mcpl.prompts import TEMPLATES, tokenize
+from mcpl.prompts import TEMPLATES, about, named, share_concepts, tokenize
 from mcpl.seeds import derive_seed
-from mcpl.types import Concept, Job, Pack, PackedBatch, Sentence
+from mcpl.types import Concept, Job, Pack, PackedBatch, Sentence, View
+
+SIDES = frozenset({"left", "right"})
+"""Words that a mirrored picture makes untrue."""
+MAX_UNITED = 6
+"""Objects up to which union sampling is offered: 63 sentences."""
 
 
 def initializer_words(concept: Concept, model: BaseModel, settings: LearningSettings) -> tuple[str, ...]:
@@ -26,51 +34,161 @@ def initializer_words(concept: Concept, model: BaseModel, settings: LearningSett
         return model.facts.neutral_words
     if settings.initializer == "noun":
         return (concept.slug,) if model.knows(concept.slug) else model.facts.neutral_words
-    return (settings.initializer,)
+    if settings.initializer == "adjective":
+        return tuple(filter(model.knows, concept.adjectives)) or model.facts.neutral_words
+    return tuple(word.strip() for word in settings.initializer.split(",") if word.strip())
 
 
 def initial_rows(concept: Concept, model: BaseModel, settings: LearningSettings) -> Tensor:
     """Learned rows of one concept at step 0. [vectors_per_word, D]
 
-    One word with exactly as many pieces as vectors gives piece by piece; else every vector is the mean.
+    One word with exactly as many pieces as vectors gives piece by piece; else every vector is the mean. With
+    `fixed_norm` a row has the mean length of its words' pieces: a mean of several words is shorter than any.
     """
     words = initializer_words(concept, model, settings)
     n = settings.vectors_per_word
     if len(words) == 1 and len(pieces := model.word_embeddings(words[0])) == n:
         return pieces
-    return mean_embedding(model, words).expand(n, -1).clone()
+    rows = mean_embedding(model, words).expand(n, -1).clone()
+    if not settings.fixed_norm:
+        return rows
+    length = torch.cat([model.word_embeddings(word) for word in words]).norm(dim=-1).mean()
+    return F.normalize(rows, dim=-1) * length
 
 
-def make_job(model: BaseModel, id: str, sentence: Sentence, pixels: Tensor, settings: LearningSettings) -> Job:
+def make_job(
+    model: BaseModel,
+    id: str,
+    sentence: Sentence,
+    pixels: Tensor,
+    settings: LearningSettings,
+    masks: Mapping[str, Tensor] | None = None,
+) -> Job:
     """Tokenise, encode and seed one picture's job.
 
-    pixels: [3, H, W] in -1..1 at the base's resolution. Raises ExampleError where the sentence does not fit.
+    pixels: [3, H, W] in -1..1 at the base's resolution; masks: slug -> [H, W] 0/1, for recipes that `needs_masks`.
+    Raises ExampleError where the sentence does not fit, or a mask is missing.
     """
-    if not sentence.concepts:
-        raise ExampleError(f"nothing to learn in {sentence.text!r}")
-    stand_ins = {
-        c.slug: model.vocabulary.pieces(initializer_words(c, model, settings)[0])[0] for c in sentence.concepts
-    }
+    return make_shared_job(model, id, [sentence], pixels[None], settings, [masks or {}])
+
+
+def make_shared_job(
+    model: BaseModel,
+    id: str,
+    sentences: Sequence[Sentence],
+    pixels: Tensor,
+    settings: LearningSettings,
+    masks: Sequence[Mapping[str, Tensor]] = (),
+) -> Job:
+    """One job of N pictures [N, 3, H, W] with a sentence each; equal slugs are one word (MCPL-diverse)."""
+    sentences = share_concepts(sentences)
+    concepts = sentences[0].concepts
+    if not concepts:
+        raise ExampleError(f"nothing to learn in {sentences[0].text!r}")
+    seed = derive_seed(settings.seed, id)
+    stand_ins = {c.slug: model.vocabulary.pieces(initializer_words(c, model, settings)[0])[0] for c in concepts}
     templates = TEMPLATES if settings.templates == "captions" else TEMPLATES[:1]
-    prompt = tokenize(sentence, model.vocabulary, settings.vectors_per_word, stand_ins, templates)
-    initial = torch.cat([initial_rows(c, model, settings) for c in sentence.concepts])
-    latents = model.encode_pictures(pixels[None])[0]
-    return Job(id, sentence, prompt, latents, initial, derive_seed(settings.seed, id))
+
+    def view(sentence: Sentence, look: int, picture: int | None = None) -> View:
+        prompt = tokenize(sentence, model.vocabulary, settings.vectors_per_word, stand_ins, templates)
+        present = named(sentence)
+        objects = tuple(c for c in present if concepts[c].is_object) or present
+        return View(sentence, prompt, look if picture is None else picture, look, objects)
+
+    looks = [view(sentence, look) for look, sentence in enumerate(sentences)]
+    given = None  # [looks, P, H, W]
+    if settings.needs_masks:
+        given = torch.stack(
+            [_given_masks(look, own) for look, own in zip(looks, masks or [{}] * len(looks), strict=True)]
+        )
+    pictures, views = _trained_on(looks, list(pixels), given, settings, view)
+    return Job(
+        id=id,
+        latents=torch.stack([model.encode_pictures(picture[None])[0] for picture in pictures]),
+        looks=tuple(looks),
+        views=tuple(views),
+        initial=_initial(concepts, model, settings, seed),
+        seed=seed,
+        masks=None if given is None else F.adaptive_avg_pool2d(given, model.facts.latent_shape[-2:]).gt(0.5).to(given),
+    )
+
+
+MakeView = Callable[..., View]
+"""(sentence, look, picture = the look's) -> View"""
+
+
+def _trained_on(
+    looks: Sequence[View], pictures: list[Tensor], given: Tensor | None, settings: LearningSettings, view: MakeView
+) -> tuple[list[Tensor], list[View]]:
+    """All pictures of a job, the given ones first, and the views that training rows are drawn from."""
+    views = list(looks)
+    if settings.sentences == "one-word":
+        views = [view(about(v.sentence, [c], False), v.look) for v in looks for c in named(v.sentence)]
+    elif settings.sentences == "masked-objects":
+        views = []
+        for v in looks:
+            for c in v.objects:
+                views.append(view(about(v.sentence, [c], False), v.look, len(pictures)))
+                pictures.append(pictures[v.picture] * given[v.look, c].to(pictures[0]))  # 0 is mid-grey
+    elif settings.union_sampling:
+        views = [one for v in looks for one in _united(v, settings.union_sampling, view)]
+    if settings.flips == "always" or (settings.flips == "safe" and not any(_says_side(v.sentence) for v in looks)):
+        views += [replace(v, picture=v.picture + len(pictures), mirrored=True) for v in views]
+        pictures = pictures + [picture.flip(-1) for picture in pictures]
+    return pictures, views
+
+
+def _initial(concepts: Sequence[Concept], model: BaseModel, settings: LearningSettings, seed: int) -> Tensor:
+    """[slots, D] rows of all concepts at step 0."""
+    rows = [initial_rows(concept, model, settings) for concept in concepts]
+    if settings.initialize == "first":
+        generator = torch.Generator().manual_seed(derive_seed(seed, "random rows"))
+        rows[1:] = [torch.rand(row.shape, generator=generator).to(row) for row in rows[1:]]
+    return torch.cat(rows)
+
+
+def _given_masks(look: View, masks: Mapping[str, Tensor]) -> Tensor:
+    """Masks of one picture, zeros for what it does not show. [P, H, W] float"""
+    concepts = look.sentence.concepts
+    if missing := [concepts[c].slug for c in look.objects if concepts[c].slug not in masks]:
+        raise ExampleError(f"this recipe learns from given masks, and there is none of <{missing[0]}>")
+    side = next(iter(masks.values())).shape
+    shown = {c: masks[concepts[c].slug].float() for c in look.objects}
+    return torch.stack([shown.get(c, torch.zeros(side)) for c in range(len(concepts))])
+
+
+def _united(look: View, least: int, view: MakeView) -> list[View]:
+    """The look, and one view for every other set of its objects: every number of objects equally often."""
+    n = len(look.objects)
+    if n < least or n > MAX_UNITED:
+        return [look]
+    some = [
+        replace(view(about(look.sentence, chosen), look.look), share=1 / comb(n, k))
+        for k in range(1, n)
+        for chosen in combinations(look.objects, k)
+    ]
+    return [look, *some]
+
+
+def _says_side(sentence: Sentence) -> bool:
+    return any(word.text.lower().strip("<>") in SIDES for word in sentence.words)
 
 
 @dataclass(frozen=True)
 class Rows:
     """What chance decides about some rows of one job; b rows."""
 
+    views: tuple[View, ...]
+    """what each row shows and says"""
     templates: Tensor
-    """[b] int64 index into the job's prompt"""
+    """[b] int64 index into the view's prompt"""
     timesteps: Tensor
     """[b] int64"""
     noise: Tensor
     """[b, C, h, w] float32"""
 
     def __getitem__(self, part: slice) -> Rows:
-        return Rows(self.templates[part], self.timesteps[part], self.noise[part])
+        return Rows(self.views[part], self.templates[part], self.timesteps[part], self.noise[part])
 
 
 def draw_rows(job: Job, generator: torch.Generator, settings: LearningSettings, total_timesteps: int) -> Rows:
@@ -78,36 +196,72 @@ def draw_rows(job: Job, generator: torch.Generator, settings: LearningSettings, 
 
     Templates are drawn without repetition while they last: two equal prompts would be trivial positives.
     """
-    b, templates = settings.batch, len(job.prompt.token_ids)
-    order = torch.cat([torch.randperm(templates, generator=generator) for _ in range(-(-b // templates))])[:b]
+    b, templates = settings.batch, len(job.looks[0].prompt.token_ids)
+    views = _draw_views(job, generator, b)
+    order = _permuted(templates, b, generator)
     uniform = torch.rand(b, generator=generator, dtype=torch.float64)
     if settings.stratified_timesteps:
         timesteps = stratified_timesteps(uniform, total_timesteps)
     else:
         timesteps = (uniform * total_timesteps).long()
-    return Rows(order, timesteps, torch.randn((b, *job.latents.shape), generator=generator))
+    return Rows(views, order, timesteps, torch.randn((b, *job.latents.shape[1:]), generator=generator))
 
 
-def probe_rows(job: Job, settings: LearningSettings, total_timesteps: int) -> Rows:
-    """The job's fixed, never trained-on rows: the bare sentence, bucket centres, one fixed noise each."""
+def _draw_views(job: Job, generator: torch.Generator, b: int) -> tuple[View, ...]:
+    """Views of b rows: without repetition while they last, or by their shares where these differ."""
+    if len(job.views) == 1:
+        return job.views * b
+    shares = torch.tensor([view.share for view in job.views], dtype=torch.float64)
+    if (shares == shares[0]).all():
+        chosen = _permuted(len(job.views), b, generator)
+    else:
+        chosen = torch.multinomial(shares, b, replacement=True, generator=generator)
+    return tuple(job.views[i] for i in chosen.tolist())
+
+
+def _permuted(n: int, b: int, generator: torch.Generator) -> Tensor:
+    """b of n indices, each at most once more than any other. [b]"""
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-b // n))])[:b]
+
+
+def probe_rows(job: Job, settings: LearningSettings, total_timesteps: int) -> tuple[Rows, ...]:
+    """Each look's fixed, never trained-on rows: the bare sentence, bucket centres, one fixed noise each."""
     generator = torch.Generator().manual_seed(derive_seed(job.seed, "probe"))
-    n = settings.probe_timesteps
-    noise = torch.randn((n, *job.latents.shape), generator=generator)
-    return Rows(torch.zeros(n, dtype=torch.long), bucket_centres(n, total_timesteps), noise)
+    n, shape = settings.probe_timesteps, job.latents.shape[1:]
+    return tuple(
+        Rows(
+            (look,) * n,
+            torch.zeros(n, dtype=torch.long),
+            bucket_centres(n, total_timesteps),
+            torch.randn((n, *shape), generator=generator),
+        )
+        for look in job.looks
+    )
 
 
 def pack_rows(pack: Pack, rows: Sequence[Rows], model: BaseModel) -> PackedBatch:
     """Join every job's rows into one U-Net batch; rows of a job are neighbours."""
     device, pairs = model.device, list(zip(pack.jobs, rows, strict=True))
+
+    def prompts(which: str) -> list[Tensor]:
+        return [
+            torch.stack([getattr(view.prompt, which)[t] for view, t in zip(r.views, r.templates.tolist(), strict=True)])
+            for r in rows
+        ]
+
+    objects = torch.zeros(
+        sum(len(r.views) for r in rows), max(len(job.concepts) for job in pack.jobs), dtype=torch.bool
+    )
+    for row, view in enumerate(view for r in rows for view in r.views):
+        objects[row, list(view.objects)] = True
     return PackedBatch(
-        latents=torch.cat([job.latents.expand(len(r.timesteps), -1, -1, -1) for job, r in pairs]),
+        latents=torch.cat([job.latents[[view.picture for view in r.views]] for job, r in pairs]),
         noise=torch.cat([r.noise for _, r in pairs]).to(device, model.dtype),
         timesteps=torch.cat([r.timesteps for _, r in pairs]).to(device),
-        token_ids=torch.cat([job.prompt.token_ids[r.templates] for job, r in pairs]).to(device),
-        slot_ids=join_slots(
-            [job.prompt.slot_ids[r.templates] for job, r in pairs], [len(job.initial) for job, _ in pairs]
-        ).to(device),
-        concept_ids=torch.cat([job.prompt.concept_ids[r.templates] for job, r in pairs]).to(device),
-        placeholder=torch.cat([job.prompt.placeholder[r.templates] for job, r in pairs]).to(device),
+        token_ids=torch.cat(prompts("token_ids")).to(device),
+        slot_ids=join_slots(prompts("slot_ids"), [len(job.initial) for job in pack.jobs]).to(device),
+        concept_ids=torch.cat(prompts("concept_ids")).to(device),
+        placeholder=torch.cat(prompts("placeholder")).to(device),
         job_ids=torch.arange(len(pairs), device=device).repeat_interleave(len(rows[0].timesteps)),
+        objects=objects.to(device),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -10,14 +11,15 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
+from torch.nn import functional
 
 from mcpl.errors import BankMismatch
-from mcpl.learning.batch import draw_rows, pack_rows, probe_rows
-from mcpl.learning.settings import LearningSettings
-from mcpl.learning.step import Look, attention_mask, probe, step
+from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows
+from mcpl.learning.settings import LearningSettings, ReleaseMask
+from mcpl.learning.step import Look, RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models.base import BaseModel
 from mcpl.objectives.attention import normalise
-from mcpl.types import CurvePoint, LearnedConcept, LearnedConcepts, Pack
+from mcpl.types import CurvePoint, Job, LearnedConcept, LearnedConcepts, Pack
 
 
 @dataclass
@@ -26,10 +28,33 @@ class _Track:
 
     generator: torch.Generator
     first_maps: Tensor | None = None
+    """[P, m, m] at the first look"""
     last_maps: Tensor | None = None
+    """[P, m, m] at the newest look"""
+    mask_maps: Tensor | None = None
+    """[N, P, m, m] running mean over looks, from which masks are cut"""
     mask: Tensor | None = None
+    """[N, P, h, w] each concept's 0/1 mask in each picture"""
+    small_mask: Tensor | None = None
+    """[N, P, m, m] the same at the maps' size"""
+    best_rows: Tensor | None = None
+    """[slots, D] at the look with the lowest fixed-noise loss, where jobs stop early"""
+    best_maps: Tensor | None = None
+    """[P, m, m] at that look"""
+    area: float = 1.0
+    """share of the latents in the newest mask"""
+    steps: int = 0
+    best_step: int | None = None
+    best_loss: float = math.inf
+    misses: int = 0
+    """looks without improvement"""
+    stopped: bool = False
     curve: list[CurvePoint] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
+
+
+_TENSORS = ("first_maps", "last_maps", "mask_maps", "mask", "small_mask", "best_rows", "best_maps")
+_NUMBERS = ("area", "steps", "best_step", "best_loss", "misses", "stopped")
 
 
 class Learner:
@@ -39,8 +64,8 @@ class Learner:
         learner.run()
         learner.results()          # one LearnedConcepts per job, in the pack's order
 
-    Each job has its own rows, generator, Adam moments, clipping and mask, so a job learns the same alone, packed, or
-    resumed. The model is borrowed: nothing of it is changed.
+    Each job has its own rows, generator, Adam moments, clipping, mask and end, so a job learns the same alone, packed,
+    or resumed. The model is borrowed: nothing of it is changed.
     """
 
     def __init__(self, model: BaseModel, pack: Pack, settings: LearningSettings) -> None:
@@ -49,13 +74,22 @@ class Learner:
         self._rows = [
             job.initial.to(model.device, _at_least_float32(model), copy=True).requires_grad_() for job in pack.jobs
         ]
-        self._adam = torch.optim.Adam(self._rows, lr=settings.lr)
+        if settings.weight_decay:
+            self._adam = torch.optim.AdamW(self._rows, lr=settings.lr, weight_decay=settings.weight_decay)
+        else:
+            self._adam = torch.optim.Adam(self._rows, lr=settings.lr)
         self._tracks = [_Track(torch.Generator().manual_seed(job.seed)) for job in pack.jobs]
         self._probe_rows = [probe_rows(job, settings, len(model.alphas_cumprod)) for job in pack.jobs]
+        self._last_look = -1
 
     @property
     def done(self) -> bool:
-        return self.step_number >= self.settings.steps
+        return self.step_number >= self.settings.steps or not self._active
+
+    @property
+    def _active(self) -> list[int]:
+        """Jobs that have not stopped by themselves."""
+        return [j for j, track in enumerate(self._tracks) if not track.stopped]
 
     def run(self, on_step: Callable[[int], None] | None = None) -> list[LearnedConcepts]:
         """All remaining steps; `on_step(step_number)` after each."""
@@ -66,79 +100,141 @@ class Learner:
         return self.results()
 
     def advance(self) -> None:
-        """One optimisation step, with the look before it where one is due."""
-        settings, jobs = self.settings, self.pack.jobs
-        if self.step_number % settings.probe_every == 0 and not self._looked:
+        """One optimisation step, with the look before it where one is due; no step where that look stops every job."""
+        settings = self.settings
+        if self.step_number % settings.probe_every == 0 and self._last_look != self.step_number:
             self._look()
+        active = self._active
+        if not active:
+            return
+        jobs, tracks = [self.pack.jobs[j] for j in active], [self._tracks[j] for j in active]
+        own = [self._rows[j] for j in active]
         drawn = [
             draw_rows(job, track.generator, settings, len(self.model.alphas_cumprod))
-            for job, track in zip(jobs, self._tracks, strict=True)
+            for job, track in zip(jobs, tracks, strict=True)
         ]
-        batch = pack_rows(self.pack, drawn, self.model)
-        mask = None
-        if settings.attention_mask:
-            mask = torch.stack([track.mask for track in self._tracks])[batch.job_ids]
-        output = step(self.model, batch, torch.cat(self._rows), mask, settings.terms, len(jobs))
-        gradients = torch.autograd.grad(output.loss.sum(), self._rows)
-        for row, gradient in zip(self._rows, gradients, strict=True):
+        batch = pack_rows(Pack(tuple(jobs)), drawn, self.model)
+        masks = self._row_masks(tracks, drawn, batch.objects.shape[1])
+        release = settings.attention_mask if isinstance(settings.attention_mask, ReleaseMask) else None
+        output = step(self.model, batch, torch.cat(own), masks, settings.terms, len(jobs), self.step_number, release)
+        gradients = torch.autograd.grad(output.loss.sum(), own)
+        for row in self._rows:
+            row.grad = None  # Adam leaves out the rows of jobs that have stopped
+        for row, gradient in zip(own, gradients, strict=True):
             row.grad = self._clipped(gradient)
         for group in self._adam.param_groups:
             group["lr"] = settings.lr * min(1.0, (self.step_number + 1) / (settings.lr_warmup + 1))
         self._adam.step()
+        if settings.fixed_norm:
+            for job, row in zip(jobs, own, strict=True):
+                _project(row, job)
         self.step_number += 1
+        for j, track in enumerate(tracks):
+            track.steps += 1
+            if output.mask_area is not None:
+                track.area = float(output.mask_area[j])
         for name, values in output.terms.items():
-            for track, value in zip(self._tracks, values.tolist(), strict=True):
+            for track, value in zip(tracks, values.tolist(), strict=True):
                 track.losses.setdefault(name, []).append(value)
+
+    def _row_masks(self, tracks: list[_Track], drawn: list[Rows], concepts: int) -> RowMasks:
+        """The masks of a step's rows, each from its own picture."""
+        settings = self.settings.looked_mask
+        if settings is None:
+            return RowMasks(None, None)
+        pairs = [(track, view) for track, rows in zip(tracks, drawn, strict=True) for view in rows.views]
+        loss = objects = None
+        if settings.on_loss and self.step_number >= settings.start:
+            loss = torch.stack([row_mask(track.mask, view) for track, view in pairs])
+            if settings.outside:
+                loss = loss.clamp_min(settings.outside)
+        if any(term.reads_maps for term in self.settings.terms.values()):
+            objects = torch.stack([object_masks(track.small_mask, view, concepts) for track, view in pairs])
+        return RowMasks(loss, objects)
 
     def results(self) -> list[LearnedConcepts]:
         """What every job has learned, with a last look at its maps and fixed-noise loss. Call it when `done`: in
         between, that look would refresh the masks ahead of their time."""
-        if not self._looked:
+        if self._last_look != self.step_number and self._active:
             self._look()
-        looks = len(self._tracks[0].curve)
-        passes = self.step_number * self.settings.batch + looks * self.settings.probe_timesteps
         return [
             LearnedConcepts(
                 job_id=job.id,
                 concepts=tuple(
                     LearnedConcept(concept, vectors.cpu(), normalise(last).cpu(), normalise(first).cpu())
                     for concept, vectors, last, first in zip(
-                        job.sentence.concepts,
-                        row.detach().chunk(len(job.sentence.concepts)),
-                        track.last_maps.float(),
+                        job.concepts,
+                        (row.detach() if track.best_rows is None else track.best_rows).chunk(len(job.concepts)),
+                        (track.last_maps if track.best_maps is None else track.best_maps).float(),
                         track.first_maps.float(),
                         strict=True,
                     )
                 ),
                 curve=tuple(track.curve),
                 losses={name: tuple(values) for name, values in track.losses.items()},
-                steps=self.step_number,
-                sample_passes=passes,
+                steps=track.steps,
+                sample_passes=track.steps * self.settings.batch
+                + len(track.curve) * self.settings.probe_timesteps * len(job.looks),
+                kept_step=track.best_step,
             )
             for job, row, track in zip(self.pack.jobs, self._rows, self._tracks, strict=True)
         ]
 
-    @property
-    def _looked(self) -> bool:
-        curve = self._tracks[0].curve
-        return bool(curve) and curve[-1].step == self.step_number
-
     def _look(self) -> None:
-        learned = torch.cat(self._rows).detach()
-        looks = probe(self.model, self.pack, self._probe_rows, learned, self.settings.batch)
-        for job, row, track, look in zip(self.pack.jobs, self._rows, self._tracks, looks, strict=True):
-            track.last_maps = look.maps
+        """Look at every job that has not stopped: curve, maps, masks, and whether to stop."""
+        active, mask = self._active, self.settings.looked_mask
+        looks = probe(
+            self.model,
+            [self.pack.jobs[j] for j in active],
+            [self._probe_rows[j] for j in active],
+            [self._rows[j].detach() for j in active],
+            self.settings.batch,
+            mask,
+        )
+        for j, look in zip(active, looks, strict=True):
+            job, row, track = self.pack.jobs[j], self._rows[j], self._tracks[j]
+            track.last_maps = look.of_concepts(job)
             if track.first_maps is None:
-                track.first_maps = look.maps
-            if self.settings.attention_mask:
-                track.mask = attention_mask(look, job, self.settings.attention_mask.threshold)
+                track.first_maps = track.last_maps
+            if mask:
+                self._refresh_mask(look, job, track)
             track.curve.append(self._point(look, row, track))
+            if self.settings.stop:
+                self._judge(look, row, track)
+        self._last_look = self.step_number
+
+    def _refresh_mask(self, look: Look, job: Job, track: _Track) -> None:
+        settings = self.settings.looked_mask
+        if settings.source == "given":
+            if track.mask is None:
+                side = look.maps.shape[-1]
+                track.mask = job.masks.to(job.latents)
+                track.small_mask = functional.adaptive_avg_pool2d(track.mask, side).gt(0.5).to(track.mask)
+        else:
+            mixed = look.mask_maps
+            if settings.momentum and track.mask_maps is not None:
+                mixed = settings.momentum * track.mask_maps + (1 - settings.momentum) * mixed
+            track.mask_maps = mixed
+            track.small_mask = cut_masks(mixed, job, settings)
+            track.mask = to_latents(track.small_mask, job)
+        united = torch.stack([row_mask(track.mask, view) for view in job.looks])
+        track.area = float(united.mean()) if settings.on_loss else 1.0
+
+    def _judge(self, look: Look, row: Tensor, track: _Track) -> None:
+        """Keep the best look's rows; stop after too many looks that improved on it too little."""
+        stop, loss = self.settings.stop, look.fixed_noise_loss
+        gained = loss < track.best_loss * (1 - stop.min_gain) or track.best_rows is None
+        track.misses = 0 if gained else track.misses + 1
+        if loss < track.best_loss or track.best_rows is None:
+            track.best_rows, track.best_maps = row.detach().clone(), track.last_maps
+            track.best_step, track.best_loss = self.step_number, loss
+        track.stopped = track.misses >= stop.patience
 
     def _point(self, look: Look, row: Tensor, track: _Track) -> CurvePoint:
         return CurvePoint(
             step=self.step_number,
             fixed_noise_loss=look.fixed_noise_loss,
-            mask_area=1.0 if track.mask is None else float(track.mask.mean()),
+            mask_area=track.area,
             norm=float(row.detach().norm(dim=-1).mean()),
             prompt_similarity=look.prompt_similarity,
         )
@@ -154,13 +250,15 @@ class Learner:
         for j, (row, track) in enumerate(zip(self._rows, self._tracks, strict=True)):
             tensors[f"{j}.rows"] = row.detach()
             tensors[f"{j}.generator"] = track.generator.get_state()
-            for name in ("first_maps", "last_maps", "mask"):
+            for name in _TENSORS:
                 if (value := getattr(track, name)) is not None:
                     tensors[f"{j}.{name}"] = value
             for name, value in self._adam.state.get(row, {}).items():
                 tensors[f"{j}.adam.{name}"] = value
         story = {
             "step": self.step_number,
+            "last_look": self._last_look,
+            "numbers": [{name: getattr(track, name) for name in _NUMBERS} for track in self._tracks],
             "jobs": [job.id for job in self.pack.jobs],
             "settings": self.settings.model_dump(mode="json"),
             "curves": [[asdict(point) for point in track.curve] for track in self._tracks],
@@ -177,12 +275,12 @@ class Learner:
         ):
             raise BankMismatch("this learner state belongs to other pictures or another recipe: start without it")
         tensors = load_safetensors(saved)
-        self.step_number = story["step"]
+        self.step_number, self._last_look = story["step"], story["last_look"]
         for j, (row, track) in enumerate(zip(self._rows, self._tracks, strict=True)):
             with torch.no_grad():
                 row.copy_(tensors[f"{j}.rows"])
             track.generator.set_state(tensors[f"{j}.generator"])
-            for name in ("first_maps", "last_maps", "mask"):
+            for name in _TENSORS:
                 value = tensors.get(f"{j}.{name}")
                 setattr(track, name, None if value is None else value.to(self.model.device))
             prefix = f"{j}.adam."
@@ -193,6 +291,15 @@ class Learner:
                 }
             track.curve = [CurvePoint(**point) for point in story["curves"][j]]
             track.losses = story["losses"][j]
+            for name, value in story["numbers"][j].items():
+                setattr(track, name, value)
+
+
+def _project(row: Tensor, job: Job) -> None:
+    """Bring each row back to the length that it started with (fixed norm, DTI)."""
+    with torch.no_grad():
+        length = job.initial.to(row).norm(dim=-1, keepdim=True)
+        row.mul_(length / row.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
 
 def _at_least_float32(model: BaseModel) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,17 +11,56 @@ from torch.nn import functional as F
 
 from mcpl.diffusion import add_noise, target
 from mcpl.learning.batch import Rows, pack_rows
+from mcpl.learning.settings import AttentionMask, ReleaseMask
 from mcpl.models.base import BaseModel
-from mcpl.objectives.attention import binarise, fit_to, union
+from mcpl.objectives.attention import (
+    WordMaps,
+    binarise,
+    exclusive,
+    fit_to,
+    member_positions,
+    refine,
+    sharpness,
+    word_maps,
+)
 from mcpl.objectives.objective import StepContext, Term, objective
-from mcpl.types import Conditioning, Job, Pack, PackedBatch, StepOutput
+from mcpl.objectives.release import release_mask
+from mcpl.prompts import named
+from mcpl.types import Conditioning, Job, Pack, PackedBatch, StepOutput, View
+
+
+@dataclass(frozen=True)
+class RowMasks:
+    """What the rows of a step are masked with."""
+
+    loss: Tensor | None
+    """[B, 1, h, w] union of the row's objects, or None for the whole picture"""
+    objects: Tensor | None
+    """[B, P, m, m] each concept's own mask at the maps' size, or None where masks are off"""
 
 
 def step(
-    model: BaseModel, batch: PackedBatch, learned: Tensor, mask: Tensor | None, terms: Mapping[str, Term], jobs: int
+    model: BaseModel,
+    batch: PackedBatch,
+    learned: Tensor,
+    masks: RowMasks,
+    terms: Mapping[str, Term],
+    jobs: int,
+    number: int = 0,
+    release: ReleaseMask | None = None,
 ) -> StepOutput:
-    """Noise, predict, objective. `learned` [S, D] carries the gradient; mask: [B, 1, h, w] or None."""
-    conditioning, prediction, wanted = _denoise(model, batch, learned)
+    """Noise, predict, objective. `learned` [S, D] carries the gradient; number: of the step, for schedules."""
+    maps, area, mask = None, None, masks.loss
+    if release or any(term.reads_maps for term in terms.values()):
+        positions = member_positions(batch.concept_ids)
+        with model.record(positions) as recording:
+            conditioning, prediction, wanted = _denoise(model, batch, learned)
+        concepts = batch.objects.shape[1]
+        maps = word_maps(recording.maps(), positions, batch.concept_ids, batch.placeholder, concepts)
+    else:
+        conditioning, prediction, wanted = _denoise(model, batch, learned)
+    if release:
+        mask, area = _released_masks(maps, batch, jobs, release)
     context = StepContext(
         prediction=prediction,
         target=wanted,
@@ -31,8 +70,23 @@ def step(
         placeholder=batch.placeholder,
         job_ids=batch.job_ids,
         jobs=jobs,
+        objects=batch.objects,
+        maps=maps,
+        object_masks=masks.objects,
     )
-    return objective(terms, context)
+    return replace(objective(terms, context, number), mask_area=area)
+
+
+def _released_masks(maps: WordMaps, batch: PackedBatch, jobs: int, settings: ReleaseMask) -> tuple[Tensor, Tensor]:
+    """([B, 1, h, w], [J] areas): the official release's masks, from this step's own maps."""
+    per_job = []
+    for job in range(jobs):
+        rows = batch.job_ids == job
+        named_here = maps.has_noun[rows].any(dim=0)  # the pack may hold jobs with more concepts
+        nouns = maps.nouns[rows][:, named_here].detach()
+        per_job.append(release_mask(nouns, settings.threshold, settings.softmaxes))
+    mask = fit_to(torch.stack(per_job), tuple(batch.latents.shape[-2:])).to(batch.latents)
+    return mask[batch.job_ids], mask.mean(dim=(1, 2, 3))
 
 
 def _denoise(model: BaseModel, batch: PackedBatch, learned: Tensor) -> tuple[Conditioning, Tensor, Tensor]:
@@ -45,72 +99,173 @@ def _denoise(model: BaseModel, batch: PackedBatch, learned: Tensor) -> tuple[Con
 
 @dataclass(frozen=True)
 class Look:
-    """What a probe saw of one job."""
+    """What a probe saw of one job; N pictures, P concepts."""
 
     fixed_noise_loss: float
     """mean squared error over the whole picture, on noise and time steps that training never uses"""
     maps: Tensor
-    """[P, m, m] each concept's cross-attention, mean over layers, heads, its vectors and time-step buckets"""
+    """[N, P, m, m] each concept's cross-attention, mean over layers, heads, its vectors and time-step buckets; zeros
+    where a picture's sentence does not name it"""
+    mask_maps: Tensor
+    """[N, P, m, m] the same as masks are cut from: refined and weighted as the recipe asks"""
     prompt_similarity: float
     """largest cosine similarity between two concepts' text-encoder outputs; 0 for one concept"""
 
+    def of_concepts(self, job: Job) -> Tensor:
+        """Each concept's map in the first picture that names it. [P, m, m]"""
+        first = [
+            next(n for n, view in enumerate(job.looks) if c in named(view.sentence)) for c in range(len(job.concepts))
+        ]
+        return self.maps[first, range(len(first))]
+
 
 @torch.no_grad()
-def probe(model: BaseModel, pack: Pack, rows: Sequence[Rows], learned: Tensor, rows_at_once: int) -> list[Look]:
-    """Look at every job of a pack on its fixed `probe_rows`.
+def probe(
+    model: BaseModel,
+    jobs: Sequence[Job],
+    rows: Sequence[Sequence[Rows]],
+    learned: Sequence[Tensor],
+    rows_at_once: int,
+    settings: AttentionMask | None = None,
+) -> list[Look]:
+    """Look at every job of a pack on its fixed `probe_rows`; learned[j]: [slots, D] of job j.
 
     rows_at_once: rows per job and U-Net call; with the training batch's number a look needs no more memory than a
     step. Nothing here depends on which jobs share the pack.
     """
-    errors, columns, hidden = [], [], []
-    for start in range(0, len(rows[0].timesteps), rows_at_once):
-        batch = pack_rows(pack, [r[start : start + rows_at_once] for r in rows], model)
-        positions = _slot_positions(pack).to(batch.job_ids)[batch.job_ids]
-        with model.record(positions) as recording:
-            conditioning, prediction, wanted = _denoise(model, batch, learned)
-        squared = (prediction - wanted).to(torch.promote_types(prediction.dtype, torch.float32)).square()
-        errors.append(squared.mean(dim=(1, 2, 3)).unflatten(0, (len(pack.jobs), -1)))
-        columns.append(recording.maps().unflatten(0, (len(pack.jobs), -1)))
-        hidden.append(conditioning.hidden.unflatten(0, (len(pack.jobs), -1))[:, 0])
-    loss = torch.cat(errors, dim=1).mean(dim=1)  # [J]
-    maps = torch.cat(columns, dim=1).mean(dim=1)  # [J, slots, m, m], padded to the longest job
+    seen: list[list[_Sight]] = [[] for _ in jobs]
+    for look in range(max(map(len, rows))):
+        with_it = [j for j, own in enumerate(rows) if look < len(own)]
+        sights = _sights(
+            model,
+            [jobs[j] for j in with_it],
+            [jobs[j].looks[look] for j in with_it],
+            [rows[j][look] for j in with_it],
+            torch.cat([learned[j] for j in with_it]),
+            rows_at_once,
+            settings,
+        )
+        for j, sight in zip(with_it, sights, strict=True):
+            seen[j].append(sight)
     return [
         Look(
-            float(loss[j]),
-            maps[j, : len(job.initial)].unflatten(0, (len(job.sentence.concepts), -1)).mean(dim=1),
-            _largest_similarity(hidden[0][j], job),
+            sum(sight.loss for sight in sights) / len(sights),
+            torch.stack([sight.maps for sight in sights]),
+            torch.stack([sight.mask_maps for sight in sights]),
+            max(sight.similarity for sight in sights),
         )
-        for j, job in enumerate(pack.jobs)
+        for sights in seen
     ]
 
 
-def attention_mask(look: Look, job: Job, threshold: float) -> Tensor:
-    """AttnMask of one job at the latents' resolution, [1, h, w] of 0/1: union of per-concept masks.
+@dataclass(frozen=True)
+class _Sight:
+    """A look at one picture of one job."""
+
+    loss: float
+    maps: Tensor
+    mask_maps: Tensor
+    similarity: float
+
+
+def _sights(model, jobs, views, rows, learned, rows_at_once, settings: AttentionMask | None) -> list[_Sight]:
+    """One picture of every job at once."""
+    errors, columns, refined, hidden = [], [], [], []
+    pack, times = Pack(tuple(jobs)), settings.refine if settings else 0
+    for start in range(0, len(rows[0].timesteps), rows_at_once):
+        batch = pack_rows(pack, [r[start : start + rows_at_once] for r in rows], model)
+        positions = _slot_positions(jobs, views).to(batch.job_ids)[batch.job_ids]
+        with model.record(positions, affinity=times > 0) as recording:
+            conditioning, prediction, wanted = _denoise(model, batch, learned)
+        squared = (prediction - wanted).to(torch.promote_types(prediction.dtype, torch.float32)).square()
+        errors.append(squared.mean(dim=(1, 2, 3)).unflatten(0, (len(jobs), -1)))
+        maps = recording.maps()
+        columns.append(maps.unflatten(0, (len(jobs), -1)))
+        if times:
+            refined.append(refine(maps, recording.affinity(), times).unflatten(0, (len(jobs), -1)))
+        hidden.append(conditioning.hidden.unflatten(0, (len(jobs), -1))[:, 0])
+    loss = torch.cat(errors, dim=1).mean(dim=1)  # [J]
+    by_time = torch.cat(columns, dim=1)  # [J, t, slots, m, m], padded to the longest job
+    maps = by_time.mean(dim=1)
+    by_time = torch.cat(refined, dim=1) if times else by_time
+    sights = []
+    for j, (job, view) in enumerate(zip(jobs, views, strict=True)):
+        own = _by_concept(maps[j], job, view)
+        looked = settings is not None and (times > 0 or settings.sharp)
+        mask_maps = _over_time(by_time[j], job, view, settings.sharp) if looked else own
+        sights.append(_Sight(float(loss[j]), own, mask_maps, _largest_similarity(hidden[0][j], view)))
+    return sights
+
+
+def _by_concept(maps: Tensor, job: Job, view: View) -> Tensor:
+    """Slot maps [..., slots, m, m] as concept maps [..., P, m, m]: mean over vectors, zeros for what is not named."""
+    own = maps[..., : len(job.initial), :, :].unflatten(-3, (len(job.concepts), -1)).mean(dim=-3)
+    absent = [c for c in range(len(job.concepts)) if c not in named(view.sentence)]
+    if absent:
+        own[..., absent, :, :] = 0
+    return own
+
+
+def _over_time(by_time: Tensor, job: Job, view: View, sharp: bool) -> Tensor:
+    """Mean over time steps [t, slots, m, m] -> [P, m, m]; `sharp`: by peak over mean rather than equally."""
+    own = _by_concept(by_time, job, view)
+    if not sharp:
+        return own.mean(dim=0)
+    weight = sharpness(own)
+    weight = weight / weight.sum(dim=0).clamp_min(1e-12)
+    return (own * weight[..., None, None]).sum(dim=0)
+
+
+def cut_masks(maps: Tensor, job: Job, settings: AttentionMask) -> Tensor:
+    """Each concept's mask from its map of each picture: [N, P, m, m] of 0/1."""
+    masks = torch.stack([binarise(own, settings.threshold) for own in maps])
+    for n, look in enumerate(job.looks):
+        absent = [c for c in range(len(job.concepts)) if c not in named(look.sentence)]
+        if absent:
+            masks[n, absent] = 0
+        if settings.exclusive:
+            objects = list(look.objects)
+            masks[n, objects] = exclusive(maps[n, objects], masks[n, objects])
+    return masks
+
+
+def to_latents(masks: Tensor, job: Job) -> Tensor:
+    """Masks [N, P, m, m] at the latents' resolution, [N, P, h, w]."""
+    return torch.stack([fit_to(own, tuple(job.latents.shape[-2:]))[:, 0] for own in masks]).to(job.latents)
+
+
+def row_mask(masks: Tensor, view: View) -> Tensor:
+    """Union of the view's objects, mirrored where its picture is: [N, P, h, w] -> [1, h, w].
 
     Only objects count; where a sentence learns none (MCPL-all on relation words alone), every word does.
     """
-    concepts = job.sentence.concepts
-    objects = [i for i, concept in enumerate(concepts) if concept.is_object] or list(range(len(concepts)))
-    mask = union(binarise(look.maps[objects], threshold))
-    return fit_to(mask[None], tuple(job.latents.shape[-2:]))[0].to(job.latents)
+    united = masks[view.look, list(view.objects)].amax(dim=0, keepdim=True)
+    return united.flip(-1) if view.mirrored else united
 
 
-def _slot_positions(pack: Pack) -> Tensor:
-    """Where each job's slots stand in its bare sentence, first occurrence. [J, most slots], padded with 0."""
-    positions = torch.zeros(len(pack.jobs), max(len(job.initial) for job in pack.jobs), dtype=torch.long)
-    for j, job in enumerate(pack.jobs):
-        bare = job.prompt.slot_ids[0]
+def object_masks(masks: Tensor, view: View, concepts: int) -> Tensor:
+    """Each concept's mask for one row, padded to `concepts`: [N, P, m, m] -> [concepts, m, m]."""
+    own = masks[view.look].flip(-1) if view.mirrored else masks[view.look]
+    return torch.cat([own, own.new_zeros(concepts - len(own), *own.shape[1:])])
+
+
+def _slot_positions(jobs: Sequence[Job], views: Sequence[View]) -> Tensor:
+    """Where each job's slots stand in a bare sentence, first occurrence. [J, most slots], 0 for what is not there."""
+    positions = torch.zeros(len(jobs), max(len(job.initial) for job in jobs), dtype=torch.long)
+    for j, (job, view) in enumerate(zip(jobs, views, strict=True)):
+        bare = view.prompt.slot_ids[0]
         for slot in range(len(job.initial)):
-            positions[j, slot] = (bare == slot).nonzero()[0, 0]
+            if len(found := (bare == slot).nonzero()):
+                positions[j, slot] = found[0, 0]
     return positions
 
 
-def _largest_similarity(hidden: Tensor, job: Job) -> float:
+def _largest_similarity(hidden: Tensor, view: View) -> float:
     """Largest cosine between the mean outputs of two concepts' placeholders; hidden: [L, D'] of the bare sentence."""
-    concept_ids, placed = job.prompt.concept_ids[0], job.prompt.placeholder[0]
-    count = len(job.sentence.concepts)
-    if count < 2:
+    concept_ids, placed, present = view.prompt.concept_ids[0], view.prompt.placeholder[0], named(view.sentence)
+    if len(present) < 2:
         return 0.0
-    means = torch.stack([hidden[(placed & (concept_ids == c)).to(hidden.device)].mean(dim=0) for c in range(count)])
+    means = torch.stack([hidden[(placed & (concept_ids == c)).to(hidden.device)].mean(dim=0) for c in present])
     cosine = F.normalize(means.to(torch.promote_types(means.dtype, torch.float32)), dim=-1)
-    return float((cosine @ cosine.T).masked_fill(torch.eye(count, dtype=torch.bool, device=hidden.device), -1).max())
+    same = torch.eye(len(present), dtype=torch.bool, device=hidden.device)
+    return float((cosine @ cosine.T).masked_fill(same, -1).max())

@@ -84,8 +84,9 @@ class BaseModel(Protocol):
         """The U-Net's output, of `facts.prediction_type`. [B, C, h, w]"""
         ...
 
-    def record(self, positions: Tensor) -> AbstractContextManager[Recording]:
-        """Record the cross-attention columns of token positions [B, P] while inside the `with` block."""
+    def record(self, positions: Tensor, affinity: bool = False) -> AbstractContextManager[Recording]:
+        """Record the cross-attention columns of token positions [B, P] while inside the `with` block; with `affinity`
+        the self-attention of the same size too."""
         ...
 
     def sample(

@@ -128,8 +128,8 @@ class StableDiffusion:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self._unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden).sample
 
-    def record(self, positions: Tensor) -> AbstractContextManager[Recording]:
-        return record(self._unet, positions, self.facts.attention_size)
+    def record(self, positions: Tensor, affinity: bool = False) -> AbstractContextManager[Recording]:
+        return record(self._unet, positions, self.facts.attention_size, affinity)
 
     @torch.no_grad()
     def sample(

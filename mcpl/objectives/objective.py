@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
+from mcpl.objectives.attention import WordMaps, attention_error, overlap, unbound
 from mcpl.objectives.contrastive import prompt_contrastive
 from mcpl.objectives.denoising import masked_denoising
+from mcpl.objectives.release import rolled_contrastive
+from mcpl.packing import mean_by_job
 from mcpl.settings import Settings
 from mcpl.types import StepOutput
 
@@ -36,12 +40,29 @@ class StepContext:
     job_ids: Tensor
     """[B]"""
     jobs: int
+    objects: Tensor
+    """[B, P] bool: concepts of the row that are objects"""
+    maps: WordMaps | None = None
+    """this pass's own cross-attention, with gradient; recorded only where a term `reads_maps`"""
+    object_masks: Tensor | None = None
+    """[B, P, m, m] 0/1: each concept's mask at the maps' size, without gradient; None before the first look"""
 
 
 class Term(Settings):
     """One summand of the objective."""
 
+    reads_maps: ClassVar[bool] = False
+    """True where the term needs `StepContext.maps`"""
+
     weight: float = Field(1.0, ge=0)
+    start: int = Field(0, ge=0, description="first step at which the term counts")
+    ramp: int = Field(0, ge=0, description="steps over which its weight then grows from 0 in a line")
+
+    def weight_at(self, step: int) -> float:
+        """The weight of one step of the schedule."""
+        if step < self.start:
+            return 0.0
+        return self.weight * min(1.0, (step - self.start + 1) / (self.ramp + 1))
 
     def __call__(self, step: StepContext) -> Tensor:
         """The unweighted value of the term for every job. [J]"""
@@ -71,11 +92,53 @@ class Contrastive(Term):
         return prompt_contrastive(step.hidden, groups, step.job_ids, step.jobs, self.temperature)
 
 
-TERMS: dict[str, type[Term]] = {"denoising": Denoising, "contrastive": Contrastive}
+class Attention(Term):
+    """Attention drawn to each concept's mask (Break-A-Scene eq. 3): a gradient where AttnMask has none."""
+
+    reads_maps: ClassVar[bool] = True
+    weight: float = Field(1e-2, ge=0)
+
+    def __call__(self, step: StepContext) -> Tensor:
+        counted = step.objects & step.maps.has_noun
+        return mean_by_job(attention_error(step.maps.nouns, step.object_masks, counted), step.job_ids, step.jobs)
 
 
-def objective(terms: Mapping[str, Term], step: StepContext) -> StepOutput:
-    """Weighted sum of the terms, one number per job; `loss.sum()` is what is minimised."""
-    values = {name: term(step) for name, term in terms.items()}
-    weighted = [terms[name].weight * value for name, value in values.items()]
+class BindSuppress(Term):
+    """Two concepts' maps apart, each on its adjectives' (DisenDiff's bind and suppress)."""
+
+    reads_maps: ClassVar[bool] = True
+    weight: float = Field(1e-2, ge=0)
+    bind: float = Field(1.0, ge=0, description="share of a word's map lying beside its adjectives'")
+    suppress: float = Field(1.0, ge=0, description="share of two words' maps lying on each other")
+
+    def __call__(self, step: StepContext) -> Tensor:
+        counted = step.objects & step.maps.has_noun
+        rows = self.suppress * overlap(step.maps.nouns, counted) + self.bind * unbound(step.maps, counted)
+        return mean_by_job(rows, step.job_ids, step.jobs)
+
+
+class ReleaseContrastive(Contrastive):
+    """PromptCL as the official release computes it: positives by a rolled identity. Only for `release`."""
+
+    detached: bool = Field(False, description="rebuilt from a detached tensor, as its MCPL-diverse branch does")
+
+    def __call__(self, step: StepContext) -> Tensor:
+        groups = step.concept_ids if self.bind_adjectives else step.concept_ids.masked_fill(~step.placeholder, -1)
+        hidden = step.hidden.detach() if self.detached else step.hidden
+        return rolled_contrastive(hidden, groups, step.job_ids, step.jobs, self.temperature)
+
+
+TERMS: dict[str, type[Term]] = {
+    "denoising": Denoising,
+    "contrastive": Contrastive,
+    "attention": Attention,
+    "bind-suppress": BindSuppress,
+    "release-contrastive": ReleaseContrastive,
+}
+
+
+def objective(terms: Mapping[str, Term], context: StepContext, step: int = 0) -> StepOutput:
+    """Weighted sum of the terms at a step of their schedules, one number per job; `loss.sum()` is what is minimised."""
+    values = {name: term(context) for name, term in terms.items()}
+    weighted = [terms[name].weight_at(step) * value for name, value in values.items()]
     return StepOutput(sum(weighted[1:], start=weighted[0]), {name: value.detach() for name, value in values.items()})

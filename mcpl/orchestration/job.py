@@ -94,7 +94,8 @@ class Runner:
         if not sentence.concepts:
             raise NothingToLearn(f"nothing to learn in {example.text!r} with words = {self.recipe.words!r}")
         picture = fit(load_picture(example.image), self.model.facts.resolution)
-        return make_job(self.model, example.id, sentence, to_pixels(picture), self.recipe)
+        masks = self._masks(example) if self.recipe.needs_masks else None
+        return make_job(self.model, example.id, sentence, to_pixels(picture), self.recipe, masks)
 
     def _learn(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None) -> list[LearnedConcepts]:
         """Learn a pack; where it does not fit the device, its halves. The only place that catches out-of-memory."""
