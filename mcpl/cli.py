@@ -66,6 +66,7 @@ def learn(
 ) -> None:
     """Learn the objects of one picture as words: embeddings, overlays, samples and metrics in a folder."""
     from mcpl.config import Placement
+    from mcpl.evaluation.signs import advice
     from mcpl.orchestration.single import learn_picture
 
     chosen = _recipe(recipe, base=model, words=words, steps=steps, seed=seed)
@@ -73,6 +74,8 @@ def learn(
     placement = Placement(pack=1, samples=samples, device=device)
     result = learn_picture(photo, sentence, target, chosen, placement, console)
     _print_metrics(result.row.metrics)
+    for line in advice(result.row.metrics):
+        console.print(f"[yellow]sign of failure:[/] {line}", highlight=False)
     console.print(
         f"\nLook at [bold]{target / 'sheet.png'}[/]. The words are in {target / 'concepts'}.", highlight=False
     )
@@ -133,7 +136,7 @@ def _print_metrics(metrics) -> None:
     for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
         table.add_column(column, justify=justify)
     for name, value in metrics.items():
-        if not name.endswith("_step0"):
+        if not name.endswith("_step0") and not name.startswith("sign_"):
             before = metrics.get(f"{name}_step0")
             table.add_row(name.replace("_", " "), "" if before is None else f"{before:.3f}", f"{value:.3f}")
     console.print(table)
@@ -168,6 +171,9 @@ def bank_info(bank: Annotated[str, typer.Argument(help="Bank folder, file or URI
     for label, counted in (("recipe", summary.recipes), ("base", summary.bases), ("reason", summary.reasons)):
         for name, count in counted.items():
             table.add_row(label, escape(f"{name} ({count})"))
+    signs = {n.removeprefix("sign_").replace("_", " "): v for n, v in summary.metrics.items() if n.startswith("sign_")}
+    if any(signs.values()):
+        table.add_row("signs of failure", _list([f"{name} {share:.0%}" for name, share in signs.items() if share]))
     console.print(table)
     _print_metrics(summary.metrics)
 

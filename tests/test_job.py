@@ -13,6 +13,7 @@ from mcpl.config import Placement, Recipe
 from mcpl.data.bank import decode, encode
 from mcpl.errors import PackTooLarge
 from mcpl.evaluation.metrics import METRICS
+from mcpl.evaluation.signs import SIGNS
 from mcpl.orchestration.job import Runner
 from mcpl.types import Example
 
@@ -105,7 +106,7 @@ def test_masks_are_scored_and_never_learned_from(tiny):
     with_masks, without = Runner(RECIPE, Placement(), model=tiny)([example(0, masks=masks), example(0)])
     assert {"attention_iou", "assignment", "pointing_game", "attention_iou_best_permutation"} <= set(with_masks.metrics)
     assert "attention_iou" not in without.metrics
-    assert set(with_masks.metrics) <= set(METRICS)
+    assert set(with_masks.metrics) <= set(METRICS) | {f"sign_{name}" for name in SIGNS}
     for a, b in zip(with_masks.learned.concepts, without.learned.concepts, strict=True):
         assert (a.vectors - b.vectors).abs().max() < 1e-9
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mcpl.evaluation.metrics import Scored, score
 from mcpl.evaluation.sampling import Sampling, alone, generate
+from mcpl.evaluation.signs import check
 from mcpl.models.base import BaseModel
 from mcpl.seeds import derive_seed
 from mcpl.types import Job, LearnedConcepts
@@ -36,14 +37,15 @@ def evaluate(
     truth: str | None,
     samples: int,
     sampling: Sampling = Sampling(),
+    masked: bool = False,
 ) -> Evaluation:
-    """Metrics of one picture, and `samples` pictures of each word (none are drawn for 0).
+    """Metrics and failure signs of one picture, and `samples` pictures of each word (none are drawn for 0).
 
     masks: slug -> [H, W] 0/1; truth: the rendered scene's JSON, where the picture is one: only then is there a judge
-    who can say whether a picture shows the right object.
+    who can say whether a picture shows the right object; masked: whether the recipe masked the loss.
     """
     if not samples:
-        return Evaluation(score(Scored(learned, masks)))
+        return Evaluation(_measured(Scored(learned, masks, masked=masked)))
     now = {c.concept.slug: c.vectors for c in learned.concepts}
     before = dict(zip(now, job.initial.chunk(len(now)), strict=True))
     seed = derive_seed(job.seed, "samples")
@@ -52,7 +54,11 @@ def evaluate(
     drawn0 = {slug: generate(model, words[slug], before, samples, seed, sampling) for slug in now}
     together = generate(model, job.sentence, now, samples, seed, sampling)
     right, right0 = ({}, {}) if truth is None else _judged(job, truth, (drawn, drawn0))
-    return Evaluation(score(Scored(learned, masks, right, right0)), drawn, drawn0, together)
+    return Evaluation(_measured(Scored(learned, masks, right, right0, masked)), drawn, drawn0, together)
+
+
+def _measured(scored: Scored) -> dict[str, float]:
+    return score(scored) | check(scored)
 
 
 @cache

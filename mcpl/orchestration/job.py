@@ -118,7 +118,15 @@ class Runner:
         if not all(word.vectors.isfinite().all() for word in learned.concepts):
             reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
             return Outcome(BankRow(example.id, example.text, "failed", self._provenance(example), reason=reason))
-        evaluation = evaluate(self.model, job, learned, self._masks(example), example.truth, self.placement.samples)
+        evaluation = evaluate(
+            self.model,
+            job,
+            learned,
+            self._masks(example),
+            example.truth,
+            self.placement.samples,
+            masked=self.recipe.masks_loss,
+        )
         row = BankRow(
             example.id,
             example.text,

@@ -261,7 +261,7 @@ def _caption(shown: Shown, score: str | None) -> str:
 def _told(metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Lines of the metrics' table; a metric's value before learning stands beside the one after."""
     for name, value in metrics.items():
-        if name.endswith("_step0") and name.removesuffix("_step0") in metrics:
+        if name.startswith("sign_") or (name.endswith("_step0") and name.removesuffix("_step0") in metrics):
             continue
         before = metrics.get(f"{name}_step0")
         told = f"{value:.3f}" if before is None else f"{before:.3f}  →  {value:.3f}"
