@@ -1,0 +1,301 @@
+"""Does `paper` beat `plain`, and `best` beat `paper`? Paired, over pictures and seeds, with intervals.
+
+    python -m benchmarks.recipes [--seeds 5] [--quick] [--split dev --lr 1e-4,3e-4,1e-3] [--base DIR]
+
+Every recipe learns the same pictures of Scenes-MC with the same seeds from the same initialiser: the mean of the named
+shapes' words, while the shapes themselves were drawn but never named when the base was trained. A colour that an
+adjective names is not asked of a word. What is done is written at once (`raw.jsonl`); the same command goes on where it
+stopped. At the end: `raw.parquet`, `table.md`, and a last line of JSON, each recipe's means over all sets:
+
+    right_object, assignment   with _step0 beside them: the initialiser alone, before learning
+    iou_step0, iou_final, iou_best_permutation
+    steps, passes, fixed_noise_loss (of the words kept)
+    passes_to_paper            U-Net sample passes, those for masks included, until the loss on fixed noise is as low as
+                               `paper` ever has it, over the passes that `paper` needs; the median, where reached
+    reached                    share of pictures and seeds where it is
+
+Intervals are 95 %, from a bootstrap that draws pictures with all of their seeds; a difference is taken picture by
+picture. --lr tunes: each recipe is run at each rate and named `recipe@rate`. Tune on the dev split only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mcpl.config import Placement, Recipe
+from mcpl.data.pictures import mask_png, picture_png
+from mcpl.models import catalogue
+from mcpl.orchestration.job import Runner
+from mcpl.packing import chunks
+from mcpl.recipes import adjust, load
+from mcpl.scenes.world import shapes
+from mcpl.types import BankRow, Example
+
+SETS = ("unnamed-2", "unnamed-2-bare", "unnamed-3", "unnamed-3-bare")
+RECIPES = ("plain", "paper", "best")
+REPORTED = {
+    "right_object": "right_object",
+    "right_object_step0": "right_object_step0",
+    "assignment": "assignment",
+    "assignment_step0": "assignment_step0",
+    "iou_step0": "attention_iou_step0",
+    "iou_final": "attention_iou",
+    "iou_best_permutation": "attention_iou_best_permutation",
+    "fixed_noise_loss": "fixed_noise_loss",
+}
+COMPARED = ("right_object", "assignment", "iou_final", "fixed_noise_loss")
+DIFFERENCES = (("paper", "plain"), ("best", "paper"))
+RESAMPLES = 4000
+
+Row = Mapping[str, object]
+
+
+def examples(name: str, split: str, count: int | None) -> Iterator[Example]:
+    """The first pictures of a set as a dataset would give them."""
+    from mcpl.scenes import benchmark
+
+    for number, row in enumerate(benchmark.rows(name, split)):
+        if number == count:
+            return
+        masks = {slug: mask_png(mask) for slug, mask in row.masks.items() if mask.any()}
+        yield Example(row.id, picture_png(Image.fromarray(row.picture)), row.text, masks, benchmark.truth(row) or None)
+
+
+def variants(names: Iterable[str], rates: Sequence[float], **changes: object) -> dict[str, Recipe]:
+    """Label -> recipe: each by name, or `name@rate` for each learning rate to be tried."""
+    recipes = {name: adjust(load(name), **changes) for name in names}
+    if not rates:
+        return recipes
+    return {f"{name}@{rate:g}": adjust(recipe, lr=rate) for name, recipe in recipes.items() for rate in rates}
+
+
+def measure(label: str, name: str, row: BankRow, recipe: Recipe) -> Row:
+    """One learned picture as a flat row of the raw table."""
+    learned = row.learned
+    passes = [
+        point.step * recipe.batch + (look + 1) * recipe.probe_timesteps for look, point in enumerate(learned.curve)
+    ]
+    return {
+        "set": name,
+        "recipe": label,
+        "id": row.id,
+        "seed": recipe.seed,
+        **dict(row.metrics),
+        "steps": learned.steps,
+        "passes": learned.sample_passes,
+        "curve_passes": passes,
+        "curve_losses": [point.fixed_noise_loss for point in learned.curve],
+        "recipe_fingerprint": recipe.fingerprint,
+        "base_digest": row.provenance.base_digest,
+        "commit": row.provenance.commit,
+        "seconds": row.seconds,
+    }
+
+
+def run(
+    recipes: Mapping[str, Recipe], sets: Sequence[str], split: str, count: int | None, seeds: int,
+    placement: Placement, raw: Path,
+) -> list[Row]:  # fmt: skip
+    """Learn whatever `raw` does not hold yet; every row of this plan, in its order."""
+    model = catalogue.load(next(iter(recipes.values())).base, device=placement.device)
+    known = {_key(row): row for row in _read(raw)}
+    plan: list[tuple] = []
+    for name in sets:
+        pictures = list(examples(name, split, count))
+        for seed in range(seeds):
+            for label, recipe in recipes.items():
+                own = adjust(recipe, seed=seed)
+                keys = {example.id: (own.fingerprint, model.facts.digest, example.id) for example in pictures}
+                plan += [(label, key) for key in keys.values()]
+                left = [example for example in pictures if keys[example.id] not in known]
+                runner = Runner(own, placement, model)
+                for pack in chunks(left, placement.pack):
+                    started = time.monotonic()
+                    fresh = [measure(label, name, _learned(row), own) for row in runner(pack)]
+                    known |= {_key(row): row for row in fresh}
+                    with raw.open("a") as file:
+                        file.writelines("\n" + json.dumps(row) for row in fresh)  # before: a cut line ends there
+                    print(f"{name} seed {seed} {label}: {len(fresh)} in {time.monotonic() - started:.0f} s", flush=True)
+    return [{**known[key], "recipe": label} for label, key in plan]
+
+
+def _learned(row: BankRow) -> BankRow:
+    if row.status != "learned":
+        raise RuntimeError(f"{row.id}: {row.reason}")
+    return row
+
+
+def _key(row: Row) -> tuple:
+    return row["recipe_fingerprint"], row["base_digest"], row["id"]
+
+
+def _read(raw: Path) -> Iterator[Row]:
+    """Rows of earlier runs; a line that was cut short is left out."""
+    for line in raw.read_text().splitlines() if raw.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def by_picture(rows: Iterable[Row], metric: str) -> dict[str, float]:
+    """Mean over the seeds of each picture that has the metric; a set told otherwise (`-bare`) shows the same ones."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(metric) is not None:
+            values.setdefault(row["id"].replace("-bare-", "-"), []).append(float(row[metric]))
+    return {id: float(np.mean(own)) for id, own in values.items()}
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % interval over pictures, by bootstrap."""
+    array = np.asarray(values, float)
+    if not len(array):
+        return (float("nan"),) * 3
+    drawn = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
+    low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
+    return float(array.mean()), float(low), float(high)
+
+
+def difference(rows: Sequence[Row], first: str, second: str, metric: str) -> tuple[float, float, float]:
+    """first - second, picture by picture, with its interval."""
+    a, b = (by_picture((row for row in rows if row["recipe"] == which), metric) for which in (first, second))
+    return interval([a[id] - b[id] for id in sorted(a.keys() & b.keys())])
+
+
+def speed(rows: Sequence[Row], label: str, against: str) -> tuple[float | None, float | None]:
+    """(median passes to the other's least loss on fixed noise over its own, share where it is reached)."""
+    runs = {which: {(r["id"], r["seed"]): r for r in rows if r["recipe"] == which} for which in (label, against)}
+    ratios = []
+    for key in sorted(runs[label].keys() & runs[against].keys()):
+        ours, theirs = runs[label][key], runs[against][key]
+        goal = min(theirs["curve_losses"])
+        needed = theirs["curve_passes"][theirs["curve_losses"].index(goal)]
+        hit = next(
+            (p for p, loss in zip(ours["curve_passes"], ours["curve_losses"], strict=True) if loss <= goal), None
+        )
+        ratios.append(None if hit is None else hit / needed)
+    reached = [ratio for ratio in ratios if ratio is not None]
+    if not ratios:
+        return None, None
+    return (float(np.median(reached)) if reached else None), len(reached) / len(ratios)
+
+
+def summary(rows: Sequence[Row], label: str, against: str) -> dict[str, float | None]:
+    """Means of one recipe: pictures count alike."""
+    own = [row for row in rows if row["recipe"] == label]
+    found = {name: list(by_picture(own, metric).values()) for name, metric in REPORTED.items()}
+    found |= {name: list(by_picture(own, name).values()) for name in ("steps", "passes")}
+    means = {name: round(float(np.mean(values)), 4) if values else None for name, values in found.items()}
+    means["passes_to_paper"], means["reached"] = speed(rows, label, against)
+    return means
+
+
+def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
+    """Markdown: means with intervals, gains over step 0, paired differences; each set apart, then all together."""
+    out = io.StringIO()
+    print(f"# {title}\n", file=out)
+    sets = list(dict.fromkeys(str(row["set"]) for row in rows))
+    for name in [*sets, *(["all sets"] if len(sets) > 1 else [])]:
+        own = [row for row in rows if name in (row["set"], "all sets")]
+        print(f"## {name}: {len({row['id'] for row in own})} pictures\n", file=out)
+        print("| recipe | right object (before) | assignment (before) | IoU (before, best permutation) | "
+              "loss on fixed noise (before) | steps | passes |\n|---|---|---|---|---|---|---|", file=out)  # fmt: skip
+        for label in labels:
+            print(_line(label, [row for row in own if row["recipe"] == label]), file=out)
+        print("\n| difference | " + " | ".join(c.replace("_", " ") for c in COMPARED) + " |", file=out)
+        print("|---" * (len(COMPARED) + 1) + "|", file=out)
+        for first, second in DIFFERENCES:
+            if {first, second} <= set(labels):
+                cells = (_told(difference(own, first, second, REPORTED[c])) for c in COMPARED)
+                print(f"| {first} - {second} | " + " | ".join(cells) + " |", file=out)
+        print(file=out)
+        seen = {k for row in own for k in row if k.startswith("sign_")}
+        for label in labels:
+            shares = {k: by_picture([r for r in own if r["recipe"] == label], k).values() for k in sorted(seen)}
+            told = [f"{k[5:].replace('_', ' ')} {np.mean(list(v)):.0%}" for k, v in shares.items() if any(v)]
+            print(f"Signs of failure, {label}: {', '.join(told) or 'none'}.", file=out)
+        print(file=out)
+    return out.getvalue()
+
+
+def _line(label: str, rows: Sequence[Row]) -> str:
+    def told(metric: str) -> str:
+        return _told(interval(list(by_picture(rows, metric).values())))
+
+    def mean(metric: str) -> str:
+        values = list(by_picture(rows, metric).values())
+        return f"{np.mean(values):.3f}" if values else "-"
+
+    return (
+        f"| {label} | {told('right_object')} ({mean('right_object_step0')}) | {told('assignment')} "
+        f"({mean('assignment_step0')}) | {told('attention_iou')} ({mean('attention_iou_step0')}, "
+        f"{mean('attention_iou_best_permutation')}) | {told('fixed_noise_loss')} ({mean('fixed_noise_loss_step0')}) | "
+        f"{mean('steps')} | {mean('passes')} |"
+    )
+
+
+def _told(values: tuple[float, float, float]) -> str:
+    mean, low, high = values
+    return "-" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def write_parquet(rows: Sequence[Row], path: Path) -> None:
+    """The raw rows, one column for each name that any row has."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in names} for row in rows]), path)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--quick", action="store_true", help="2 pictures, 1 seed, 10 steps: only to see that it runs")
+    options.add_argument("--split", choices=("dev", "test"), default="test")
+    options.add_argument("--sets", default=",".join(SETS))
+    options.add_argument("--pictures", type=int, help="of each set (default: all)")
+    options.add_argument("--recipes", default=",".join(RECIPES))
+    options.add_argument("--lr", default="", help="comma-separated learning rates to try on the dev split")
+    options.add_argument("--initializer", default=",".join(shapes("named")), help="words whose mean all start from")
+    options.add_argument("--steps", type=int, help="instead of each recipe's own")
+    options.add_argument("--samples", type=int, default=4, help="pictures drawn of each word")
+    options.add_argument("--base", default="scenes-v0")
+    options.add_argument("--pack", type=int, default=6)
+    options.add_argument("--device", default="auto")
+    options.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    given = options.parse_args()
+    if given.lr and given.split != "dev":
+        options.error("--lr tunes, and tuning is for --split dev")
+    if given.quick:
+        given.sets, given.pictures, given.seeds, given.steps, given.samples = "unnamed-2", 2, 1, 10, 1
+    recipes = variants(
+        given.recipes.split(","), [float(rate) for rate in given.lr.split(",") if rate],
+        initializer=given.initializer, base=given.base, steps=given.steps,
+    )  # fmt: skip
+    given.out.mkdir(parents=True, exist_ok=True)
+    placement = Placement(pack=given.pack, samples=given.samples, device=given.device)
+    rows = run(
+        recipes, given.sets.split(","), given.split, given.pictures, given.seeds, placement,
+        given.out / f"raw-{given.split}-{given.samples}.jsonl",
+    )  # fmt: skip
+    write_parquet(rows, given.out / "raw.parquet")
+    title = (
+        f"Recipes on Scenes-MC, {given.split} split, {given.seeds} seeds, base {given.base}, all from the same words"
+    )
+    text = table(rows, list(recipes), title)
+    (given.out / "table.md").write_text(text)
+    print(text)
+    print(json.dumps({label: summary(rows, label, "paper") for label in recipes}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The benchmark of recipes: its statistics by hand, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import recipes as module
+from mcpl.config import Placement
+from mcpl.data.sources import scenes
+
+
+def row(recipe, id, seed, value, passes=(10, 20, 30), losses=(0.5, 0.3, 0.4)):
+    return {
+        "set": "s", "recipe": recipe, "id": id, "seed": seed, "assignment": value, "steps": 1, "passes": 30,
+        "curve_passes": list(passes), "curve_losses": list(losses),
+    }  # fmt: skip
+
+
+def test_pictures_count_alike_however_many_seeds_they_have():
+    rows = [row("a", "x", 0, 0.0), row("a", "x", 1, 1.0), row("a", "y", 0, 1.0)]
+    assert module.by_picture(rows, "assignment") == {"x": 0.5, "y": 1.0}
+    assert module.summary(rows, "a", "a")["assignment"] == 0.75
+
+
+def test_a_difference_is_paired_by_picture():
+    """Every picture gains exactly .1, whatever it scores: the interval has no width, unlike that of the scores."""
+    rows = [row("paper", f"p{i}", s, i / 10 + 0.1) for i in range(9) for s in (0, 1)]
+    rows += [row("plain", f"p{i}", s, i / 10) for i in range(9) for s in (0, 1)]
+    mean, low, high = module.difference(rows, "paper", "plain", "assignment")
+    assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
+    _, low, high = module.interval([i / 10 for i in range(9)])
+    assert high - low > 0.2
+
+
+def test_the_interval_is_that_of_the_mean():
+    """400 pictures, half of them right: 1.96 * .5 / 20 = .049 to either side."""
+    mean, low, high = module.interval([0.0, 1.0] * 200)
+    assert mean == 0.5 and (high - low) / 2 == pytest.approx(0.049, abs=0.004)
+
+
+def test_speed_counts_passes_to_the_other_recipes_least_loss():
+    """paper is lowest (.3) after 20 passes; best gets there after 5 in one run and never in another."""
+    rows = [row("paper", "x", 0, 1), row("paper", "y", 0, 1)]
+    rows += [row("best", "x", 0, 1, (5, 6), (0.29, 0.28)), row("best", "y", 0, 1, (5, 6), (0.4, 0.35))]
+    assert module.speed(rows, "best", "paper") == (0.25, 0.5)
+
+
+def test_learning_rates_are_variants():
+    made = module.variants(["paper", "best"], [1e-3, 3e-4], steps=3)
+    assert list(made) == ["paper@0.001", "paper@0.0003", "best@0.001", "best@0.0003"]
+    assert made["best@0.001"].lr == 1e-3 and made["best@0.001"].steps == 3
+
+
+def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
+    learned = []
+    original = module.Runner.__call__
+    monkeypatch.setattr(module, "examples", lambda name, split, count: scenes(count, seed=5))
+    monkeypatch.setattr(
+        module.Runner, "__call__", lambda self, pack: learned.extend(e.id for e in pack) or original(self, pack)
+    )
+    recipes = module.variants(["plain", "best"], [], base=str(tiny_base_dir), steps=2, probe_timesteps=2)
+    plan = {"recipes": recipes, "sets": ["unnamed-2"], "split": "dev", "seeds": 1, "raw": tmp_path / "raw.jsonl"}
+    plan["placement"] = Placement(pack=2, samples=0, device="cpu")
+    module.run(**plan, count=1)
+    with plan["raw"].open("a") as file:
+        file.write('\n{"cut": ')  # killed while it wrote
+    rows = module.run(**plan, count=2)
+    first, second = "scene-5-000000", "scene-5-000001"
+    assert learned == [first, first, second, second]
+    assert [(r["recipe"], r["id"]) for r in rows] == [(n, i) for n in ("plain", "best") for i in (first, second)]
+    text = module.table(rows, ["plain", "best"], "t")
+    assert "| plain | - (-) |" in text and "2 pictures" in text
+    assert json.loads(json.dumps(module.summary(rows, "best", "plain")))["steps"] == 2
+    module.write_parquet(rows, tmp_path / "raw.parquet")
