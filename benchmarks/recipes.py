@@ -3,9 +3,9 @@
     python -m benchmarks.recipes [--seeds 5] [--quick] [--split dev --lr 1e-4,3e-4,1e-3] [--base DIR]
 
 Every recipe learns the same pictures of Scenes-MC with the same seeds from the same initialiser: the mean of the named
-shapes' words, while the shapes themselves were drawn but never named when the base was trained. A colour that an
-adjective names is not asked of a word. What is done is written at once (`raw.jsonl`); the same command goes on where it
-stopped. At the end: `raw.parquet`, `table.md`, and a last line of JSON, each recipe's means over all sets:
+shapes' words, as long as such a word is, while the shapes themselves were drawn but never named when the base was
+trained. A colour that an adjective names is not asked of a word. What is done is written at once; the same command goes
+on where it stopped. At the end: `raw.parquet`, `table.md`, and a last line of JSON, each recipe's means over all sets:
 
     right_object, assignment   with _step0 beside them: the initialiser alone, before learning
     iou_step0, iou_final, iou_best_permutation
@@ -79,26 +79,34 @@ def variants(names: Iterable[str], rates: Sequence[float], **changes: object) ->
     return {f"{name}@{rate:g}": adjust(recipe, lr=rate) for name, recipe in recipes.items() for rate in rates}
 
 
+MISSED = {"right_object": 0.0, "assignment": 0.0, "attention_iou": 0.0}
+"""What words that diverged score."""
+
+
 def measure(label: str, name: str, row: BankRow, recipe: Recipe) -> Row:
-    """One learned picture as a flat row of the raw table."""
-    learned = row.learned
-    passes = [
-        point.step * recipe.batch + (look + 1) * recipe.probe_timesteps for look, point in enumerate(learned.curve)
-    ]
-    return {
+    """One picture as a flat row of the raw table; one that diverged has hit nothing and has no loss."""
+    told = {
         "set": name,
         "recipe": label,
         "id": row.id,
         "seed": recipe.seed,
-        **dict(row.metrics),
-        "steps": learned.steps,
-        "passes": learned.sample_passes,
-        "curve_passes": passes,
-        "curve_losses": [point.fixed_noise_loss for point in learned.curve],
+        "reason": row.reason,
         "recipe_fingerprint": recipe.fingerprint,
         "base_digest": row.provenance.base_digest,
         "commit": row.provenance.commit,
         "seconds": row.seconds,
+    }
+    if row.learned is None:
+        return told | MISSED
+    curve = row.learned.curve
+    passes = [point.step * recipe.batch + (look + 1) * recipe.probe_timesteps for look, point in enumerate(curve)]
+    return {
+        **told,
+        **dict(row.metrics),
+        "steps": row.learned.steps,
+        "passes": row.learned.sample_passes,
+        "curve_passes": passes,
+        "curve_losses": [point.fixed_noise_loss for point in curve],
     }
 
 
@@ -121,18 +129,12 @@ def run(
                 runner = Runner(own, placement, model)
                 for pack in chunks(left, placement.pack):
                     started = time.monotonic()
-                    fresh = [measure(label, name, _learned(row), own) for row in runner(pack)]
+                    fresh = [measure(label, name, row, own) for row in runner(pack)]
                     known |= {_key(row): row for row in fresh}
                     with raw.open("a") as file:
                         file.writelines("\n" + json.dumps(row) for row in fresh)  # before: a cut line ends there
                     print(f"{name} seed {seed} {label}: {len(fresh)} in {time.monotonic() - started:.0f} s", flush=True)
     return [{**known[key], "recipe": label} for label, key in plan]
-
-
-def _learned(row: BankRow) -> BankRow:
-    if row.status != "learned":
-        raise RuntimeError(f"{row.id}: {row.reason}")
-    return row
 
 
 def _key(row: Row) -> tuple:
@@ -175,7 +177,8 @@ def difference(rows: Sequence[Row], first: str, second: str, metric: str) -> tup
 
 def speed(rows: Sequence[Row], label: str, against: str) -> tuple[float | None, float | None]:
     """(median passes to the other's least loss on fixed noise over its own, share where it is reached)."""
-    runs = {which: {(r["id"], r["seed"]): r for r in rows if r["recipe"] == which} for which in (label, against)}
+    finished = [row for row in rows if row.get("curve_losses")]
+    runs = {which: {(r["id"], r["seed"]): r for r in finished if r["recipe"] == which} for which in (label, against)}
     ratios = []
     for key in sorted(runs[label].keys() & runs[against].keys()):
         ours, theirs = runs[label][key], runs[against][key]
@@ -279,7 +282,7 @@ def main() -> None:
         given.sets, given.pictures, given.seeds, given.steps, given.samples = "unnamed-2", 2, 1, 10, 1
     recipes = variants(
         given.recipes.split(","), [float(rate) for rate in given.lr.split(",") if rate],
-        initializer=given.initializer, base=given.base, steps=given.steps,
+        initializer=given.initializer, initializer_length="words", base=given.base, steps=given.steps,
     )  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)
     placement = Placement(pack=given.pack, samples=given.samples, device=given.device)

@@ -105,6 +105,7 @@ def best() -> Recipe:
     return Recipe(
         name="best",
         initializer="noun",
+        initializer_length="words",
         fixed_norm=True,
         union_sampling=3,
         attention_mask=AttentionMask(on_loss=False, refine=1, sharp=True, momentum=0.5, exclusive=True),

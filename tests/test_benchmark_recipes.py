@@ -47,6 +47,16 @@ def test_speed_counts_passes_to_the_other_recipes_least_loss():
     assert module.speed(rows, "best", "paper") == (0.25, 0.5)
 
 
+def test_words_that_diverged_have_missed_and_stop_nothing():
+    from mcpl.types import BankRow, Provenance
+
+    recipe = module.load("plain")
+    failed = BankRow("x", "t", "failed", Provenance(*["-"] * 4, 0, *["-"] * 3), reason="learning diverged")
+    rows = [module.measure("plain", "s", failed, recipe), row("plain", "y", 0, 1.0)]
+    assert module.summary(rows, "plain", "plain")["assignment"] == 0.5
+    assert module.speed(rows, "plain", "plain") == (1.0, 1.0)
+
+
 def test_learning_rates_are_variants():
     made = module.variants(["paper", "best"], [1e-3, 3e-4], steps=3)
     assert list(made) == ["paper@0.001", "paper@0.0003", "best@0.001", "best@0.0003"]

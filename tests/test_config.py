@@ -22,6 +22,7 @@ CHANGES = {
     "stratified_timesteps": False,
     "attention_mask": None,
     "initialize": "first",
+    "initializer_length": "words",
     "fixed_norm": True,
     "sentences": "one-word",
     "union_sampling": 3,

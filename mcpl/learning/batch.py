@@ -42,15 +42,15 @@ def initializer_words(concept: Concept, model: BaseModel, settings: LearningSett
 def initial_rows(concept: Concept, model: BaseModel, settings: LearningSettings) -> Tensor:
     """Learned rows of one concept at step 0. [vectors_per_word, D]
 
-    One word with exactly as many pieces as vectors gives piece by piece; else every vector is the mean. With
-    `fixed_norm` a row has the mean length of its words' pieces: a mean of several words is shorter than any.
+    One word with exactly as many pieces as vectors gives piece by piece; else every vector is the mean, as short as a
+    mean of unlike words is, or brought to the mean length of their pieces.
     """
     words = initializer_words(concept, model, settings)
     n = settings.vectors_per_word
     if len(words) == 1 and len(pieces := model.word_embeddings(words[0])) == n:
         return pieces
     rows = mean_embedding(model, words).expand(n, -1).clone()
-    if not settings.fixed_norm:
+    if settings.initializer_length == "mean":
         return rows
     length = torch.cat([model.word_embeddings(word) for word in words]).norm(dim=-1).mean()
     return F.normalize(rows, dim=-1) * length

@@ -53,7 +53,10 @@ class LearningSettings(Settings):
     initialize: Literal["every", "first"] = Field(
         "every", description="'first': only the first word starts from it, the others at random (as the release does)"
     )
-    fixed_norm: bool = Field(False, description="hold each row at its initialiser words' mean length (DTI)")
+    initializer_length: Literal["mean", "words"] = Field(
+        "mean", description="length of a mean of several words: as it falls, or the mean of the words' own (longer)"
+    )
+    fixed_norm: bool = Field(False, description="hold each row at the length that it started with (DTI)")
     sentences: Literal["whole", "one-word", "masked-objects"] = Field(
         "whole",
         description="train on the sentence; on each word alone (Textual Inversion); or so on each object cut out",

@@ -35,7 +35,7 @@ SETTINGS = {
         "attention_mask": AttentionMask(threshold=0.98, refine=2, sharp=True, momentum=0.5, exclusive=True),
         "terms": GUIDED,
     },
-    "fixed norm": {"fixed_norm": True, "initializer": "red,blue"},
+    "fixed norm": {"fixed_norm": True, "initializer": "red,blue", "initializer_length": "words"},
     "early stop": {"stop": EarlyStop(patience=1, min_gain=0.02), "lr": 0.3, "probe_every": 1},
     "union sampling": {"union_sampling": 2, "vectors_per_word": 2, "terms": GUIDED},
     "mirrored": {"flips": "always"},

@@ -116,8 +116,8 @@ def test_initialisers(tiny, pixels):
     assert torch.equal(rows, pieces), "a word of n pieces fills n vectors piece by piece"
 
 
-def test_fixed_norm_holds_every_row_at_its_words_mean_length(tiny, pixels):
-    settings = changed(initializer="red,blue", fixed_norm=True, steps=6)
+def test_fixed_norm_holds_every_row_at_the_length_of_its_words(tiny, pixels):
+    settings = changed(initializer="red,blue", initializer_length="words", fixed_norm=True, steps=6)
     job = make_job(tiny, "x", parse(PAIR[0]), pixels(1)[0], settings)
     (result,) = Learner(tiny, Pack((job,)), settings).run()
     red, blue = (tiny.word_embeddings(word).norm() for word in ("red", "blue"))
