@@ -14,8 +14,10 @@ from mcpl.data.bank import decode, encode
 from mcpl.errors import PackTooLarge
 from mcpl.evaluation.metrics import METRICS
 from mcpl.evaluation.signs import SIGNS
+from mcpl.learning.learner import Learner
 from mcpl.orchestration.job import Runner
-from mcpl.types import Example
+from mcpl.recipes import adjust, load
+from mcpl.types import Example, Pack
 
 RECIPE = Recipe(name="test", precision="float64", steps=4, batch=2, probe_every=2, probe_timesteps=3, lr=0.05)
 
@@ -109,6 +111,29 @@ def test_masks_are_scored_and_never_learned_from(tiny):
     assert set(with_masks.metrics) <= set(METRICS) | {f"sign_{name}" for name in SIGNS}
     for a, b in zip(with_masks.learned.concepts, without.learned.concepts, strict=True):
         assert (a.vectors - b.vectors).abs().max() < 1e-9
+
+
+def test_pictures_that_share_words_are_one_job(tiny):
+    """MCPL-diverse from stored bytes: two pictures, <star> in both, one row learned for it."""
+    runner = Runner(RECIPE, Placement(), model=tiny)
+    pair = [example(0, "a red <star> above a <box>"), example(1, "a <ring> below a <star>")]
+    job = runner.prepare_set("pair", pair)
+    assert [c.slug for c in job.concepts] == ["star", "box", "ring"] and len(job.latents) == 2
+    (learned,) = Learner(tiny, Pack((job,)), RECIPE).run()
+    assert len(learned.concepts) == 3 and learned.job_id == "pair"
+    alone = runner.prepare(pair[0])
+    assert torch.equal(alone.latents[0], job.latents[0])
+
+
+def test_given_masks_reach_the_recipes_that_need_them_and_no_other(tiny):
+    mask = np.zeros((20, 24))
+    mask[:10] = 255
+    masks = {"star": png(mask), "ring": png(255 - mask)}
+    given = adjust(load("break-a-scene"), steps=2, probe_every=2, probe_timesteps=2)
+    with_masks, without = Runner(given, Placement(), model=tiny)([example(0, masks=masks), example(0)])
+    assert with_masks.status == "learned"
+    assert without.status == "failed" and "learns from given masks" in without.reason
+    assert Runner(RECIPE, Placement(), model=tiny).prepare(example(0, masks=masks)).masks is None
 
 
 def test_a_damaged_mask_costs_only_its_own_score(tiny):

@@ -23,7 +23,7 @@ from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import aligned_mask, fit, fit_mask, load_picture
 from mcpl.errors import ExampleError, NothingToLearn, PackTooLarge
 from mcpl.evaluation.evaluate import Evaluation, evaluate
-from mcpl.learning.batch import make_job
+from mcpl.learning.batch import make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
@@ -90,12 +90,19 @@ class Runner:
 
     def prepare(self, example: Example) -> Job:
         """Picture and sentence to a Job. Raises ExampleError with the reason."""
-        sentence = parse(example.text, self.recipe.words)
-        if not sentence.concepts:
-            raise NothingToLearn(f"nothing to learn in {example.text!r} with words = {self.recipe.words!r}")
-        picture = fit(load_picture(example.image), self.model.facts.resolution)
-        masks = self._masks(example) if self.recipe.needs_masks else None
-        return make_job(self.model, example.id, sentence, to_pixels(picture), self.recipe, masks)
+        return self.prepare_set(example.id, [example])
+
+    def prepare_set(self, id: str, examples: Sequence[Example]) -> Job:
+        """Pictures that share words (MCPL-diverse) to one Job. Raises ExampleError with the reason."""
+        sentences = [parse(example.text, self.recipe.words) for example in examples]
+        for example, sentence in zip(examples, sentences, strict=True):
+            if not sentence.concepts:
+                raise NothingToLearn(f"nothing to learn in {example.text!r} with words = {self.recipe.words!r}")
+        pictures = [fit(load_picture(example.image), self.model.facts.resolution) for example in examples]
+        masks = [self._masks(example) for example in examples] if self.recipe.needs_masks else ()
+        return make_shared_job(
+            self.model, id, sentences, torch.stack([to_pixels(picture) for picture in pictures]), self.recipe, masks
+        )
 
     def _learn(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None) -> list[LearnedConcepts]:
         """Learn a pack; where it does not fit the device, its halves. The only place that catches out-of-memory."""
