@@ -96,7 +96,7 @@ def test_all_learns_every_word_but_articles():
 
 @pytest.mark.parametrize("noun", ["größe", "4x4", "bear_2", "a b"])
 def test_a_listed_noun_must_be_able_to_stand_in_brackets(noun):
-    with pytest.raises(ConfigError, match="cannot be a placeholder"):
+    with pytest.raises(ConfigError, match="neither a file that is there nor a noun"):
         parse("whatever", f"list:star,{noun}")
 
 
