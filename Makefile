@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SAMPLES ?= 73568
+# samples of the base's three phases: everything, a course in layout (two objects, mostly noise), the falling rate
+SAMPLES ?= 156000
+COURSE  ?= 24000
+DECAY   ?= 34000
 
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -45,11 +48,14 @@ format: $(STAMP)  ## rewrite to style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (about two hours on two cores)
+base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (about two hours on two free cores)
 	$(BIN)/python pipelines/train_base.py vae --out runs/base/vae
 	$(BIN)/python pipelines/train_base.py judge --out runs/base/judge.safetensors
 	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --until $(SAMPLES)
-	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --finish
+	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --until $$(($(SAMPLES) + $(COURSE))) \
+		--late 0.25 --objects 0.05,0.9,0.05
+	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --finish --decay-samples $(DECAY) \
+		--late 0.5 --objects 0.2,0.6,0.2
 	$(BIN)/python pipelines/train_base.py export --run runs/base/unet/finish --vae runs/base/vae \
 		--judge runs/base/judge.safetensors --out runs/base/scenes
 

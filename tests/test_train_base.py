@@ -7,15 +7,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from mcpl.scenes.scene import sample_scene
+from mcpl.scenes.training.data import scene_and_caption
 from mcpl.scenes.training.export import export, pipeline
 from mcpl.scenes.training.job import Job, work
 from mcpl.scenes.training.loop import BaseConfig, Trainer, train
 from mcpl.scenes.training.muon import orthogonal
 from mcpl.scenes.training.networks import Shape, build_scheduler, build_vae, velocity
+from mcpl.scenes.training.reading import NOUNS, UNTOLD, _targets
+from mcpl.scenes.world import COLOURS, GROUNDS, RELATIONS
 
 TINY = Shape(width=16, text_layers=1, text_heads=2, channels=(8, 16), heads=(2, 2), attend=(True, False))
 CONFIG = BaseConfig(shape=TINY, rows=4, reading_steps=2, warm_up=3)
@@ -92,6 +97,33 @@ def test_a_hand_over_goes_on_at_its_cursor_with_a_new_warm_up(tmp_path):
     assert (again.cursor, again.steps_since_start) == (8, 0)
     assert torch.allclose(_weights(again), _weights(trainer), atol=1e-3)
     again.step()
+
+
+def test_reading_asks_each_noun_for_its_own_traits_and_the_second_for_the_side():
+    trainer = Trainer(CONFIG, fresh=False)
+    captions = [
+        "a red ring above a blue striped thing",
+        "a photo of a star",
+        "a disc, a disc and a cross on a grey ground",
+    ]
+    ids = trainer.tokenizer(captions, padding="max_length", return_tensors="pt").input_ids
+    noun_ids = torch.tensor(trainer.tokenizer.convert_tokens_to_ids([f"{noun}</w>" for noun in NOUNS]))
+    near, far = _targets(captions, ids, noun_ids)
+    asked = [[tuple(at) for at in row.tolist() if at[0] != UNTOLD] for row in near]
+    ring, thing, star = (NOUNS.index(noun) + 1 for noun in ("ring", "thing", "star"))
+    red, blue, above = (
+        1 + list(COLOURS).index("red"),
+        1 + list(COLOURS).index("blue"),
+        1 + list(RELATIONS).index("above"),
+    )
+    assert asked[0] == [(ring, red, 0, 0), (thing, blue, 1, above)]
+    assert asked[1] == [(star, 0, 0, 0)] and all(at[3] == 0 for at in asked[2])
+    assert far[:, -2].tolist() == [above, 0, 0] and far[2, -1] == 1 + list(GROUNDS).index("grey")
+
+
+def test_shares_decide_how_many_objects_and_nothing_else():
+    assert {len(scene_and_caption(0, i, (0.0, 1.0, 0.0))[0].objects) for i in range(20)} == {2}
+    assert scene_and_caption(0, 5)[0] == sample_scene(np.random.default_rng([0, 5]))
 
 
 def test_a_stop_file_ends_the_run_with_its_state_saved(tmp_path):
