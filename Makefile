@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## learn twelve pictures end to end: Parquet in, Ray Train, MLflow, a registry version
 	$(BIN)/python pipelines/build_dataset.py scenes --n 12 --seed 1 --out demo/dataset
-	$(BIN)/python pipelines/train_all.py --dataset demo/dataset --output demo/bank --workers 2 --pack 6 --shard-size 6 \
+	$(BIN)/python pipelines/train_all.py --dataset demo/dataset --output demo/bank --workers 2 --pack 3 --shard-size 3 \
 		--samples 2 --publish demo-words
 	$(BIN)/mcpl bank search heart --registry demo-words@champion --home demo
 	$(BIN)/mcpl bank show demo/bank --dataset demo/dataset --picture demo/words.png
