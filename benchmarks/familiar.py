@@ -26,7 +26,7 @@ SPARE = 1.2
 
 def limits(n: int) -> dict[str, float]:
     """round_trip_psnr in dB and loss, over n renders of the base's world."""
-    model = load("scenes-v0", device="cpu")
+    model = load("scenes-v1", device="cpu")
     pictures = (to_pixels(render(sample_scene([SEED, i]))[0]) for i in range(n))
     measured = [strangeness(model, pixels) for pixels in track(pictures, "measuring", total=n)]
     return {
@@ -42,7 +42,7 @@ def main() -> None:
     given = options.parse_args()
     found = limits(given.n)
     if given.write:
-        (ASSETS / "scenes-v0" / "familiar.json").write_text(json.dumps(found) + "\n")
+        (ASSETS / "scenes-v1" / "familiar.json").write_text(json.dumps(found) + "\n")
     print(json.dumps(found))
 
 

@@ -271,7 +271,7 @@ def main() -> None:
     options.add_argument("--initializer", default=",".join(shapes("named")), help="words whose mean all start from")
     options.add_argument("--steps", type=int, help="instead of each recipe's own")
     options.add_argument("--samples", type=int, default=4, help="pictures drawn of each word")
-    options.add_argument("--base", default="scenes-v0")
+    options.add_argument("--base", default="scenes-v1")
     options.add_argument("--pack", type=int, default=6)
     options.add_argument("--device", default="auto")
     options.add_argument("--out", type=Path, default=Path("runs/recipes"))

@@ -39,7 +39,7 @@ def alarms(n: int, base: str, recipe: str, steps: int, device: str) -> dict[str,
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--n", type=int, default=60)
-    options.add_argument("--base", default="scenes-v0")
+    options.add_argument("--base", default="scenes-v1")
     options.add_argument("--recipe", default="paper")
     options.add_argument("--steps", type=int, default=0)
     options.add_argument("--device", default="auto")

@@ -18,7 +18,7 @@ class Recipe(LearningSettings):
     """Everything that decides what a picture's words become. Two equal recipes have equal fingerprints."""
 
     name: str = "custom"
-    base: str = Field("scenes-v0", description="catalogue name, hub id or local directory of the base model")
+    base: str = Field("scenes-v1", description="catalogue name, hub id or local directory of the base model")
     revision: str | None = Field(None, description="pinned revision of a hub model")
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     words: str = Field("marked", description=f"what is learned: {WORDS_RULE}, comma-separated")

@@ -6,7 +6,7 @@ python pipelines/train_base.py judge --out runs/judge.safetensors
 python pipelines/train_base.py unet --out runs/base --workers 2 --minutes 100
 python pipelines/train_base.py unet --out runs/base --late 0.25 --objects 0.05,0.9,0.05 --minutes 20   # layout
 python pipelines/train_base.py unet --out runs/base --finish          # decay the learning rate in runs/base/finish
-python pipelines/train_base.py unet --out runs/more --resume checkpoints/scenes-v0
+python pipelines/train_base.py unet --out runs/more --resume checkpoints/scenes-v1
 touch runs/base/stop                                                  # or SIGTERM: saves and ends
 """
 

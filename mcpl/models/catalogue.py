@@ -36,7 +36,7 @@ class Entry:
 
 
 CATALOGUE: dict[str, Entry] = {
-    "scenes-v0": Entry(str(ASSETS / "scenes-v0"), neutral_words=("thing",), closed_vocabulary=True),
+    "scenes-v1": Entry(str(ASSETS / "scenes-v1"), neutral_words=("thing",), closed_vocabulary=True),
     "sd15": Entry("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
 }
 

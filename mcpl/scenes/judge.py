@@ -26,7 +26,7 @@ from mcpl.scenes.world import COLOURS, RELATIONS, SHAPES, TEXTURES
 
 CELL = 2  # px, side of a cell
 KINDS = (*SHAPES, "none")
-WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "scenes-v0" / "judge.safetensors"
+WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "scenes-v1" / "judge.safetensors"
 THRESHOLD = 0.4  # least presence of an object's centre
 APART = 2  # cells; of two centres nearer than this the weaker is dropped
 

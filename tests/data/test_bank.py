@@ -17,7 +17,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
 
-PROVENANCE = Provenance("paper", "f" * 16, "scenes-v0", "d" * 16, 7, "abc1234", "1" * 64, "2" * 64)
+PROVENANCE = Provenance("paper", "f" * 16, "scenes-v1", "d" * 16, 7, "abc1234", "1" * 64, "2" * 64)
 
 
 def learned_row(id="a", slugs=("bear", "board"), width=6, vectors=2, seed=0, **values) -> BankRow:

@@ -16,7 +16,7 @@ from mcpl.scenes.scene import sample_scene
 
 @pytest.fixture(scope="module")
 def base():
-    return load("scenes-v0", device="cpu")
+    return load("scenes-v1", device="cpu")
 
 
 def test_words_outside_a_closed_vocabulary_are_named(base):
