@@ -306,19 +306,22 @@ def plain(sentence: Sentence, names: Mapping[str, str] | None = None) -> str:
 def tokenize(
     sentence: Sentence,
     vocabulary: Vocabulary,
-    vectors_per_word: int = 1,
+    vectors_per_word: int | Sequence[int] = 1,
     stand_ins: Mapping[str, int] | None = None,
     templates: Sequence[str] = TEMPLATES,
 ) -> Prompt:
     """Token rows of a sentence in each template (T templates, L tokens).
 
-    A placeholder takes `vectors_per_word` neighbouring positions, each with a slot of its own; the token id under it
+    A placeholder takes `vectors_per_word` neighbouring positions (one number for all concepts, or one for each), each
+    with a slot of its own; the token id under it
     is an ordinary stand-in (`stand_ins[slug]`, else the vocabulary's end token is never used: the first piece of the
     slug), so ids above the end token never occur.
 
     Raises ExampleError where a row is longer than the encoder holds.
     """
     stand_ins = stand_ins or {}
+    if isinstance(vectors_per_word, int):
+        vectors_per_word = [vectors_per_word] * len(sentence.concepts)
     rows = [_token_row(sentence, vocabulary, vectors_per_word, stand_ins, template) for template in templates]
     ids, slots, groups, placed = (torch.stack(column) for column in zip(*rows, strict=True))
     return Prompt(ids, slots, groups, placed)
@@ -347,8 +350,8 @@ def _token_row(sentence, vocabulary, vectors_per_word, stand_ins, template):
         if word.role == "placeholder":
             slug = sentence.concepts[word.concept].slug
             stand_in = stand_ins.get(slug) or vocabulary.pieces(slug)[0]
-            first = word.concept * vectors_per_word
-            entries += [(stand_in, first + v, word.concept, True) for v in range(vectors_per_word)]
+            first = sum(vectors_per_word[: word.concept])
+            entries += [(stand_in, first + v, word.concept, True) for v in range(vectors_per_word[word.concept])]
         else:
             group = word.concept if word.role == "adjective" else -1
             entries += [(piece, -1, group, False) for piece in vocabulary.pieces(word.text)]

@@ -74,3 +74,18 @@ def pixels():
         return torch.nn.functional.interpolate(coarse, size=16, mode="bilinear")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def base_dir(tmp_path_factory):
+    """kind ('sd1', 'sd2', 'sdxl' ...) -> directory of a tiny base of that kind, built once."""
+    import tiny_bases
+
+    made = {}
+
+    def directory(kind: str):
+        if kind not in made:
+            made[kind] = tiny_bases.save(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return directory

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mcpl.errors import ConfigError
 from mcpl.models.base import BaseModel
 from mcpl.prompts import parse, tokenize
 from mcpl.settings import Settings
@@ -40,14 +41,25 @@ def generate(
 ) -> Tensor:
     """n pictures [n, H, W, 3] uint8 of a sentence whose placeholders are learned words.
 
-    vectors: slug -> [k, D], the same k for every word of the sentence; noise comes from `seed` alone, so two words
-    are compared on the same noise.
+    vectors: slug -> [k, D], k may differ from word to word; noise comes from `seed` alone, so two words are compared
+    on the same noise. Raises ConfigError for a word that is not among them, or was learned for another base.
     """
     noise = torch.randn((n, *model.facts.latent_shape), generator=torch.Generator().manual_seed(seed))
-    own = [vectors[concept.slug].to(model.device) for concept in sentence.concepts]
+    own = [_vectors_of(concept.slug, vectors, model).to(model.device) for concept in sentence.concepts]
     learned = torch.cat(own) if own else torch.empty(0, model.facts.width, device=model.device)
-    per_word = len(own[0]) if own else 1
-    prompt = tokenize(sentence, model.vocabulary, per_word, templates=("{}",))
+    prompt = tokenize(sentence, model.vocabulary, [len(rows) for rows in own], templates=("{}",))
     conditioning = model.encode_prompts(prompt.token_ids.to(model.device), prompt.slot_ids.to(model.device), learned)
-    rows = Conditioning(conditioning.hidden.expand(n, -1, -1), conditioning.extra)
-    return model.decode_latents(model.sample(noise, rows, model.unconditional(), sampling.steps, sampling.guidance))
+    extra = {name: value.expand(n, *value.shape[1:]) for name, value in conditioning.extra.items()}
+    given = Conditioning(conditioning.hidden.expand(n, -1, -1), extra)
+    return model.decode_latents(model.sample(noise, given, model.unconditional(), sampling.steps, sampling.guidance))
+
+
+def _vectors_of(slug: str, vectors: Mapping[str, Tensor], model: BaseModel) -> Tensor:
+    if slug not in vectors:
+        raise ConfigError(f"no vectors are given for <{slug}>; there are {', '.join(sorted(vectors)) or 'none'}")
+    if vectors[slug].shape[-1] != model.facts.width:
+        raise ConfigError(
+            f"<{slug}> is {vectors[slug].shape[-1]} wide, base {model.facts.name} has words {model.facts.width} wide: "
+            "use the base that it was learned with"
+        )
+    return vectors[slug]

@@ -56,6 +56,10 @@ class BaseModel(Protocol):
         """The same model on another device."""
         ...
 
+    def save_memory(self) -> None:
+        """From now on trade time for memory; what is learned stays the same."""
+        ...
+
     def word_embeddings(self, word: str) -> Tensor:
         """Input embeddings of a word's token pieces. [pieces, D]"""
         ...
@@ -94,6 +98,16 @@ class BaseModel(Protocol):
     ) -> Tensor:
         """Latents made from noise [B, C, h, w] with classifier-free guidance. [B, C, h, w]"""
         ...
+
+
+def guided(unconditional: Conditioning, conditioning: Conditioning) -> Conditioning:
+    """Both as one batch for classifier-free guidance, the unconditional [1, ...] first. [2B, ...]"""
+
+    def both(without: Tensor, given: Tensor) -> Tensor:
+        return torch.cat([without.expand_as(given), given])
+
+    extra = {name: both(unconditional.extra[name], given) for name, given in conditioning.extra.items()}
+    return Conditioning(both(unconditional.hidden, conditioning.hidden), extra)
 
 
 def mean_embedding(model: BaseModel, words: Sequence[str]) -> Tensor:

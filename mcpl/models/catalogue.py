@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
 }
 
 
@@ -33,38 +35,35 @@ class Entry:
     revision: str | None = None
     neutral_words: tuple[str, ...] = ("object",)
     closed_vocabulary: bool = False
+    width: int | None = None
+    """of a learned row, for those that are not at hand"""
 
 
 CATALOGUE: dict[str, Entry] = {
     "scenes-v1": Entry(str(ASSETS / "scenes-v1"), neutral_words=("thing",), closed_vocabulary=True),
-    "sd15": Entry("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+    "sd15": Entry("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", width=768),
+    "sdxl": Entry("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", width=2048),
 }
 
 
-def _stable_diffusion(source: str, entry: Entry, name: str, dtype: torch.dtype, local: bool) -> BaseModel:
-    from diffusers import StableDiffusionPipeline
+ARCHITECTURES: dict[str, str] = {
+    "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl:StableDiffusionXL",
+    "LDMTextToImagePipeline": "latent_diffusion:LatentDiffusion",
+}
+"""Pipeline class that model_index.json names -> module:class of its adapter, imported when it is needed."""
 
-    from mcpl.models.stable_diffusion import StableDiffusion, files_digest
 
-    directory = Path(source)
-    if not local:
-        offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-        directory = Path(
-            StableDiffusionPipeline.download(
-                source, revision=entry.revision, use_safetensors=True, local_files_only=offline
-            )
-        )
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        directory,
-        dtype=dtype,
-        use_safetensors=True,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        local_files_only=True,
+def _adapted(kind: str, directory: Path, entry: Entry, name: str, dtype: torch.dtype) -> BaseModel:
+    from mcpl.models.stable_diffusion import files_digest
+
+    module, _, adapter_name = ARCHITECTURES[kind].partition(":")
+    adapter = getattr(import_module(f"mcpl.models.{module}"), adapter_name)
+    pipeline = adapter.PIPELINE.from_pretrained(
+        directory, dtype=dtype, use_safetensors=True, local_files_only=True, **adapter.OPTIONS
     )
     familiar = directory / "familiar.json"
-    return StableDiffusion(
+    return adapter(
         pipeline,
         name,
         files_digest(directory),
@@ -74,18 +73,13 @@ def _stable_diffusion(source: str, entry: Entry, name: str, dtype: torch.dtype, 
     )
 
 
-ARCHITECTURES: dict[str, Callable[..., BaseModel]] = {"StableDiffusionPipeline": _stable_diffusion}
+def _downloaded(entry: Entry) -> Path:
+    """Directory of a hub model's files, downloaded unless they are there; first it is asked what it is."""
+    from diffusers import DiffusionPipeline
 
-
-def find(name: str) -> Entry:
-    """Where a base lies, without loading it; ConfigError for what can be no base."""
-    entry = CATALOGUE.get(name) or Entry(name)
-    hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if name not in CATALOGUE and not hub_id and not Path(name).is_dir():
-        raise ConfigError(
-            f"--model {name}: neither a directory, nor a hub id 'owner/name', nor one of {', '.join(CATALOGUE)}"
-        )
-    return entry
+    where = {"revision": entry.revision, "local_files_only": os.environ.get("HF_HUB_OFFLINE") == "1"}
+    _check_kind(DiffusionPipeline.load_config(entry.source, **where).get("_class_name", "unknown"), entry.source)
+    return Path(DiffusionPipeline.download(entry.source, use_safetensors=True, **where))
 
 
 def load(
@@ -94,23 +88,25 @@ def load(
     precision: str = "float32",
     device: str = "auto",
     expect_digest: str | None = None,
+    save_memory: bool = False,
 ) -> BaseModel:
     """A frozen base by catalogue name, local directory (offline) or hub id; `revision` pins a hub model.
 
-    Raises ConfigError where it cannot be had; BankMismatch where its digest is not `expect_digest`.
+    save_memory trades time for memory (see BaseModel). Raises ConfigError where it cannot be had or cannot run on the
+    device; BankMismatch where its digest is not `expect_digest`.
     """
-    entry = find(name)
-    source, local = entry.source, Path(entry.source).is_dir()
+    entry, chosen_device = find(name), pick_device(device)
+    if precision == "float16" and chosen_device.type == "cpu":
+        raise ConfigError("precision float16 needs an accelerator: on a CPU use bfloat16 or float32")
     if revision:
         entry = replace(entry, revision=revision)
-    if local and Path(source).is_relative_to(ASSETS):
-        _check_shipped(Path(source))
-    kind = _kind(Path(source)) if local else "StableDiffusionPipeline"
-    if kind not in ARCHITECTURES:
-        raise ConfigError(f"{source}: model_index.json names {kind}; known are {', '.join(ARCHITECTURES)}")
     try:
         with _quiet():
-            model = ARCHITECTURES[kind](source, entry, name, DTYPES[precision], local)
+            directory = Path(entry.source) if Path(entry.source).is_dir() else _downloaded(entry)
+            if directory.is_relative_to(ASSETS):
+                _check_shipped(directory)
+            kind = _check_kind(_kind(directory), entry.source)
+            model = _adapted(kind, directory, entry, name, DTYPES[precision])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
@@ -121,7 +117,37 @@ def load(
             f"base {name} has digest {model.facts.digest}, but the words were learned with {expect_digest}: "
             "load the base that they belong to"
         )
-    return model.to(pick_device(device))
+    if save_memory:
+        model.save_memory()
+    return model.to(chosen_device)
+
+
+def find(name: str) -> Entry:
+    """What the catalogue knows of a name; ConfigError for what is neither there, nor a directory, nor a hub id."""
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        raise ConfigError(
+            f"--model {name}: neither a directory, nor a hub id 'owner/name', nor one of {', '.join(CATALOGUE)}"
+        )
+    return Entry(name)
+
+
+def word_width(name: str) -> int:
+    """Width of a learned row of a base, from its configuration alone; ConfigError where that is not at hand."""
+    entry = find(name)
+    if entry.width:
+        return entry.width
+    directory = Path(entry.source)
+    if not directory.is_dir():
+        raise ConfigError(f"--base {name}: not at hand; give its local directory, or one of {', '.join(CATALOGUE)}")
+    _kind(directory)
+    files = [directory / part / "config.json" for part in ("text_encoder", "text_encoder_2", "bert")]
+    configs = [json.loads(path.read_text()) for path in files if path.is_file()]
+    width = sum(config.get("hidden_size") or config.get("d_model") or 0 for config in configs)
+    if not width:
+        raise ConfigError(f"--base {name}: no configuration of a text encoder says how wide its words are")
+    return width
 
 
 def _kind(directory: Path) -> str:
@@ -132,6 +158,12 @@ def _kind(directory: Path) -> str:
         return json.loads(index.read_text()).get("_class_name", "unknown")
     except ValueError as error:
         raise ConfigError(f"{index} is no JSON: {error}") from None
+
+
+def _check_kind(kind: str, source: str) -> str:
+    if kind not in ARCHITECTURES:
+        raise ConfigError(f"{source}: model_index.json names {kind}; known are {', '.join(ARCHITECTURES)}")
+    return kind
 
 
 def _check_shipped(directory: Path) -> None:

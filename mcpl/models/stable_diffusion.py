@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x / 2.x and everything in their layout, the small scenes base included."""
+"""Stable Diffusion 1.x, 2.x and everything in their layout, the small scenes base included."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from torch import Tensor
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from torch import Tensor, nn
 
 from mcpl.errors import ConfigError
-from mcpl.models.base import Facts
+from mcpl.models.base import Facts, guided
 from mcpl.models.cross_attention import Recording, record
+from mcpl.models.half_precision import entering, leaving
 from mcpl.models.placeholders import learned_rows
 from mcpl.types import Conditioning
 
-_PARTS = ("unet", "text_encoder", "vae", "tokenizer", "scheduler")
+_PARTS = (
+    "unet", "text_encoder", "text_encoder_2", "bert", "vae", "vqvae", "tokenizer", "tokenizer_2", "scheduler",
+)  # fmt: skip
+"""folders of a model directory that its digest covers, where they are"""
 
 
 class ClipVocabulary:
@@ -43,30 +47,45 @@ class ClipVocabulary:
 class StableDiffusion:
     """Adapter of a frozen StableDiffusionPipeline; see BaseModel for the verbs."""
 
+    PIPELINE: type[DiffusionPipeline] = StableDiffusionPipeline
+    OPTIONS: Mapping[str, object] = {
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+    """what loading such a pipeline is told"""
+    TEXTS: tuple[str, ...] = ("text_encoder",)
+    """parts that encode text; a learned row is their input embeddings side by side"""
+    VAE = "vae"
+
     def __init__(
         self,
-        pipeline: StableDiffusionPipeline,
+        pipeline: DiffusionPipeline,
         name: str,
         digest: str,
         neutral_words: tuple[str, ...],
         closed_vocabulary: bool = False,
         familiar: Mapping[str, float] | None = None,
     ) -> None:
-        self._unet, self._vae, self._text = pipeline.unet, pipeline.vae, pipeline.text_encoder
-        for module in (self._unet, self._vae, self._text):
-            module.requires_grad_(False).eval()
+        self._unet, self._vae = pipeline.unet, getattr(pipeline, self.VAE)
+        self._texts = tuple(getattr(pipeline, part) for part in self.TEXTS)
+        self._widths = [text.config.hidden_size for text in self._texts]
+        for network in self._networks:
+            network.requires_grad_(False).eval()
+        if self.dtype == torch.float16:  # the published autoencoders overflow, text encoders lose small gradients
+            for network in (self._vae, *self._texts):
+                network.to(torch.float32)
         # latents are not pictures: DDIM's defaults would clip them, where the base's own scheduler does not say
         self._scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
-        self.vocabulary = ClipVocabulary(pipeline.tokenizer)
+        self.vocabulary = self._vocabulary(pipeline)
         self.alphas_cumprod = self._scheduler.alphas_cumprod.to(self.device)
         side = self._unet.config.sample_size
         factor = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        width = self._text.config.hidden_size
         self.facts = Facts(
             name=name,
             digest=digest,
-            architecture={1024: "stable-diffusion-v2"}.get(width, "stable-diffusion-v1"),
-            width=width,
+            architecture=self._architecture(),
+            width=sum(self._widths),
             latent_shape=(self._unet.config.in_channels, side, side),
             resolution=side * factor,
             attention_size=min(_attended_sides(self._unet.config), key=lambda size: abs(size - 16)),
@@ -75,6 +94,24 @@ class StableDiffusion:
             closed_vocabulary=closed_vocabulary,
             familiar=familiar,
         )
+
+    def _vocabulary(self, pipeline: DiffusionPipeline) -> ClipVocabulary:
+        return ClipVocabulary(pipeline.tokenizer)
+
+    def _architecture(self) -> str:
+        if self._widths == [1024]:
+            at_768 = self._scheduler.config.prediction_type == "v_prediction"
+            return "stable-diffusion-v2-768-v" if at_768 else "stable-diffusion-v2-512"
+        return "stable-diffusion-v1"
+
+    @property
+    def _networks(self) -> tuple[nn.Module, ...]:
+        return (self._unet, self._vae, *self._texts)
+
+    @property
+    def _text(self) -> nn.Module:
+        """The first, and mostly the only, text encoder."""
+        return self._texts[0]
 
     @property
     def device(self) -> torch.device:
@@ -86,16 +123,22 @@ class StableDiffusion:
 
     def to(self, device: torch.device) -> StableDiffusion:
         """The same model, moved."""
-        for module in (self._unet, self._vae, self._text):
-            module.to(device)
+        for network in self._networks:
+            network.to(device)
         self.alphas_cumprod = self.alphas_cumprod.to(device)
         return self
+
+    def save_memory(self) -> None:
+        """Compute the U-Net's activations again in the backward pass, and pictures one by one; same results."""
+        self._unet.enable_gradient_checkpointing()
+        self._vae.enable_slicing()
 
     def word_embeddings(self, word: str) -> Tensor:
         pieces = self.vocabulary.pieces(word)
         if not pieces:
             raise ConfigError(f"the tokenizer of {self.facts.name} makes nothing of {word!r}")
-        return self._text.get_input_embeddings().weight[list(pieces)].detach().clone()
+        tables = [text.get_input_embeddings().weight for text in self._texts]
+        return torch.cat([table[list(pieces)] for table in tables], dim=1).detach().clone()
 
     def knows(self, word: str) -> bool:
         return len(self.vocabulary.pieces(word)) == 1
@@ -123,9 +166,15 @@ class StableDiffusion:
         v = self.vocabulary
         empty = torch.full((1, v.length), v.pad, device=self.device)
         empty[0, 0], empty[0, 1] = v.start, v.end
-        return Conditioning(self._text(input_ids=empty).last_hidden_state)
+        nothing = torch.empty(0, self.facts.width, device=self.device)
+        return self.encode_prompts(empty, torch.full_like(empty, -1), nothing)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if self.dtype != torch.float16:
+            return self._predict(noisy, timesteps, conditioning)
+        return leaving(self._predict(noisy, timesteps, entering(conditioning)))
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self._unet(noisy, timesteps, encoder_hidden_states=conditioning.hidden).sample
 
     def record(self, positions: Tensor, affinity: bool = False) -> AbstractContextManager[Recording]:
@@ -137,19 +186,19 @@ class StableDiffusion:
     ) -> Tensor:
         scheduler = DDIMScheduler.from_config(self._scheduler.config, timestep_spacing="trailing")
         scheduler.set_timesteps(steps, device=self.device)
-        both = Conditioning(torch.cat([unconditional.hidden.expand_as(conditioning.hidden), conditioning.hidden]))
+        both = guided(unconditional, conditioning)
         latents = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(latents, t)
             without, given = self.predict(torch.cat([scaled, scaled]), t.expand(2 * len(noise)), both).chunk(2)
-            latents = scheduler.step(without + guidance * (given - without), t, latents).prev_sample
+            latents = scheduler.step(without + guidance * (given - without), t, latents).prev_sample.to(self.dtype)
         return latents
 
     def state_digest(self) -> str:
         """sha256 over the weights as they are in memory now: proof that a model is unchanged."""
         digest = hashlib.sha256()
-        for module in (self._unet, self._vae, self._text):
-            for name, value in module.state_dict().items():
+        for network in self._networks:
+            for name, value in network.state_dict().items():
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
