@@ -20,7 +20,9 @@ class Recipe(LearningSettings):
     name: str = "custom"
     base: str = Field("scenes-v1", description="catalogue name, hub id or local directory of the base model")
     revision: str | None = Field(None, description="pinned revision of a hub model")
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = Field(
+        "float32", description="of the base's networks; learned rows stay in float32. float16 needs an accelerator"
+    )
     words: str = Field("marked", description=f"what is learned: {WORDS_RULE}, comma-separated")
 
     @field_validator("words")
@@ -51,7 +53,36 @@ class Placement(Settings):
     cpus_per_worker: float = Field(1, ge=0)
     max_failed_share: float = Field(0.1, ge=0, le=1, description="more failed pictures than this fail the run")
     samples: int = Field(0, ge=0, description="pictures drawn of each word for scoring and looking")
+    save_memory: bool = Field(False, description="compute activations twice rather than keep them")
     retry_failed: bool = Field(False, description="learn recorded failures again")
+
+
+class Memory(Settings):
+    """What fits a device of so many gigabytes, for bases of the size of Stable Diffusion."""
+
+    pack: int
+    save_memory: bool
+    precision: str
+
+
+MEMORY: dict[int, Memory] = {
+    8: Memory(pack=1, save_memory=True, precision="bfloat16"),
+    12: Memory(pack=1, save_memory=True, precision="bfloat16"),
+    24: Memory(pack=4, save_memory=True, precision="bfloat16"),
+}
+"""`--vram` in GB -> settings. 12 and 24 hold SD XL too, 8 holds SD 1.x and 2.x: docs/decisions/0006-real-bases.md."""
+
+
+def fitted(recipe: Recipe, placement: Placement, vram: int | None) -> tuple[Recipe, Placement]:
+    """Recipe and placement for a device of `vram` GB; unchanged for None. The recipe's precision, and so its
+    fingerprint, may change with it."""
+    if vram is None:
+        return recipe, placement
+    if vram not in MEMORY:
+        raise ConfigError(f"--vram {vram}: there are presets for {', '.join(map(str, MEMORY))} GB")
+    memory = MEMORY[vram]
+    changes = {"pack": memory.pack, "save_memory": memory.save_memory}
+    return recipe.model_copy(update={"precision": memory.precision}), placement.model_copy(update=changes)
 
 
 class RunConfig(Settings):

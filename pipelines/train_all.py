@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.config import Placement, RunConfig, parse
+from mcpl.config import Placement, RunConfig, fitted, parse
 from mcpl.errors import ConfigError, MCPLError
 from mcpl.recipes import RECIPES, adjust, load
 
@@ -46,6 +46,10 @@ def main(
     max_failed_share: Annotated[float, typer.Option(help="a larger share of failed pictures gives exit code 3")] = 0.1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="learn recorded failures again")] = False,
     samples: Annotated[int, typer.Option(help="pictures drawn from each word to score it")] = 0,
+    vram: Annotated[
+        int | None,
+        typer.Option(help="GB of a device, 8, 12 or 24: sets pack, memory saving and precision"),
+    ] = None,
     words: Annotated[str | None, typer.Option(help="marked, all, or list:FILE of nouns")] = None,
     model: Annotated[str | None, typer.Option(help="base model: catalogue name, directory or hub id")] = None,
     steps: Annotated[int | None, typer.Option(help="optimisation steps instead of the recipe's")] = None,
@@ -77,11 +81,15 @@ def main(
         "samples": samples,
         "retry_failed": retry_failed,
     }
+    chosen = adjust(load(recipe), words=words, base=model, steps=steps, seed=seed)
+    chosen, placed = fitted(chosen, parse(Placement, placement, "options"), vram)
+    if vram:
+        print(f"--vram {vram}: precision {chosen.precision}, so the recipe's fingerprint is {chosen.fingerprint}")
     config = RunConfig(
         dataset=dataset,
         output=output,
-        recipe=adjust(load(recipe), words=words, base=model, steps=steps, seed=seed),
-        placement=parse(Placement, placement, "options"),
+        recipe=chosen,
+        placement=placed,
         tracking_uri=tracking_uri,
         experiment=experiment,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpl.config import Placement, Recipe, RunConfig, parse
+from mcpl.config import MEMORY, Placement, Recipe, RunConfig, fitted, parse
 from mcpl.errors import ConfigError
 from mcpl.objectives.objective import TERMS, Contrastive, Denoising
 from mcpl.recipes import RECIPES, adjust, load
@@ -121,3 +121,16 @@ def test_words_from_a_file(tmp_path):
 def test_a_run_config_is_recipe_plus_placement():
     config = RunConfig(dataset="d", output="o")
     assert config.recipe == Recipe() and config.placement == Placement()
+
+
+@pytest.mark.parametrize("vram", [8, 12, 24])
+def test_a_memory_preset_changes_precision_in_the_recipe_and_the_rest_in_the_placement(vram):
+    recipe, placement = fitted(Recipe(steps=7), Placement(workers=3), vram)
+    assert recipe == Recipe(steps=7, precision="bfloat16") and recipe.fingerprint != Recipe(steps=7).fingerprint
+    assert placement.workers == 3 and placement.pack == MEMORY[vram].pack
+    assert fitted(Recipe(), Placement(), None) == (Recipe(), Placement())
+
+
+def test_a_device_without_a_preset_is_told_which_there_are():
+    with pytest.raises(ConfigError, match="presets for 8, 12, 24 GB"):
+        fitted(Recipe(), Placement(), 16)

@@ -52,7 +52,11 @@ class Runner:
         self.recipe, self.placement = recipe, placement
         set_threads(placement)
         self.model = model or catalogue.load(
-            recipe.base, revision=recipe.revision, precision=recipe.precision, device=placement.device
+            recipe.base,
+            revision=recipe.revision,
+            precision=recipe.precision,
+            device=placement.device,
+            save_memory=placement.save_memory,
         )
 
     @property
