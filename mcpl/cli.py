@@ -24,9 +24,11 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
 )
 dataset_app = typer.Typer(no_args_is_help=True, help="Look at, check and mark image-sentence datasets.")
-bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show them, export them.")
+bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show them, describe them.")
+concepts_app = typer.Typer(no_args_is_help=True, help="Learned words as files: to other programs, and from them.")
 app.add_typer(dataset_app, name="dataset")
 app.add_typer(bank_app, name="bank")
+app.add_typer(concepts_app, name="concepts")
 
 console = Console()
 
@@ -63,15 +65,21 @@ def learn(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Pictures drawn from each word.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    vram: Annotated[int | None, typer.Option(help="GB of the device: 8, 12 or 24; changes the precision.")] = None,
 ) -> None:
     """Learn the objects of one picture as words: embeddings, overlays, samples and metrics in a folder."""
-    from mcpl.config import Placement
+    from mcpl.config import Placement, fitted
     from mcpl.evaluation.signs import advice
     from mcpl.orchestration.single import learn_picture
 
     chosen = _recipe(recipe, base=model, words=words, steps=steps, seed=seed)
     target = out or Path("learned") / photo.stem
-    placement = Placement(pack=1, samples=samples, device=device)
+    chosen, placement = fitted(chosen, Placement(pack=1, samples=samples, device=device), vram)
+    if vram:
+        console.print(
+            f"--vram {vram}: precision {chosen.precision}, so the recipe's fingerprint is {chosen.fingerprint}",
+            highlight=False,
+        )
     result = learn_picture(photo, sentence, target, chosen, placement, console)
     _print_metrics(result.row.metrics)
     for line in advice(result.row.metrics):
@@ -247,17 +255,57 @@ def bank_search(
     console.print(table if table.row_count else f"no picture taught the word {word!r}", highlight=False)
 
 
-@bank_app.command("export")
-def bank_export(
+@bank_app.command("card")
+def bank_card(
     bank: Annotated[str, typer.Argument(help="Bank folder or URI.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for one safetensors file per word.")],
-    id: Annotated[list[str] | None, typer.Option("--id", help="Picture id; all pictures without it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Markdown file to write; else it is printed.")] = None,
 ) -> None:
-    """Write embedding files that diffusers' load_textual_inversion takes."""
+    """What was learned, on which base, how well and how to use it: a model card in Markdown."""
+    from mcpl.data.bank import Bank
+    from mcpl.data.card import card
+
+    text = card(Bank.open(bank).rows())
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+@concepts_app.command("export")
+def concepts_export(
+    bank: Annotated[str, typer.Argument(help="Bank folder or URI.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URI for the files and their README.md.")],
+    word: Annotated[list[str] | None, typer.Option("--word", help="Learned word, * and ? match; else all.")] = None,
+    id: Annotated[list[str] | None, typer.Option("--id", help="Picture id; else all.")] = None,
+    file_format: Annotated[str, typer.Option("--format", help="safetensors, or a1111 (a pickle).")] = "safetensors",
+) -> None:
+    """Write each word as a file of its own, which diffusers and other programs load."""
+    from mcpl.data import concepts
     from mcpl.data.bank import Bank
 
-    for path in Bank.open(bank).export(id, out):
-        console.print(path, highlight=False)
+    for path in concepts.export(Bank.open(bank), out, id or (), word or (), file_format):
+        console.print(path, highlight=False, markup=False, soft_wrap=True)
+
+
+@concepts_app.command("import")
+def concepts_import(
+    files: Annotated[list[Path], typer.Argument(help="Files of diffusers, kohya, OneTrainer, A1111, MCPL's release.")],
+    base: Annotated[str, typer.Option("--base", help="Base that they belong to: catalogue name or directory.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder or URI for concepts/<word>/...")],
+    word: Annotated[
+        list[str] | None, typer.Option("--word", help="New name, one for each word in the order of the files.")
+    ] = None,
+) -> None:
+    """Bring other programs' words into our layout. No file is ever executed."""
+    from mcpl.data import concepts
+    from mcpl.models import catalogue
+
+    table = Table("word", "vectors", "width", "fits", "written by", "from", "file")
+    for one in concepts.import_files(files, out, base, catalogue.word_width(base), word or ()):
+        row = (f"<{one.slug}>", str(one.vectors), str(one.width), one.fits, one.layout, one.source, one.path)
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 @dataset_app.command("info")

@@ -54,6 +54,7 @@ def test_learn_makes_one_folder_with_everything(learn, photo, tmp_path):
     assert {
         "sheet.png",
         "metrics.json",
+        "README.md",
         "concepts/star/learned_embeds.safetensors",
         "concepts/ring/learned_embeds.safetensors",
         "samples/star.png",
@@ -83,6 +84,55 @@ def test_learned_words_load_in_stock_diffusers(learn, photo, tmp_path, tiny_base
     row = pipeline.tokenizer.convert_tokens_to_ids("<star>")
     assert torch.isfinite(pipeline.text_encoder.get_input_embeddings().weight[row]).all()
     assert pipeline("a <star>", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+def test_words_travel_out_and_in(learn, photo, monkeypatch, capsys, tmp_path, tiny_base_dir):
+    from mcpl.data import concepts
+
+    learn(photo, "a red <star> left of a blue <ring>")
+    bank, there, back = tmp_path / "out" / "bank", tmp_path / "there", tmp_path / "back"
+    code, printed = run(monkeypatch, capsys, "concepts", "export", bank, "--out", there, "--word", "star")
+    assert code == 0 and printed.strip() == str(there / "concepts" / "star" / "learned_embeds.safetensors")
+    code, printed = run(
+        monkeypatch,
+        capsys,
+        "concepts",
+        "import",
+        printed.strip(),
+        "--base",
+        tiny_base_dir,
+        "--out",
+        back,
+        "--word",
+        "sun",
+    )
+    assert code == 0 and "<sun>" in printed
+    import torch
+
+    assert torch.equal(concepts.load(back)["sun"], concepts.load(tmp_path / "out")["star"])
+    code, printed = run(monkeypatch, capsys, "bank", "card", bank)
+    assert code == 0 and printed.startswith("---\n") and "| `<ring>` |" in printed
+    assert (there / "README.md").read_text().count("| `<") == 1, "the card of an export tells of its own words"
+
+
+def test_a_word_of_another_base_is_one_line(monkeypatch, capsys, tmp_path, tiny_base_dir):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"emb_params": torch.ones(1, 1024)}, tmp_path / "toy.safetensors")
+    code, printed = run(
+        monkeypatch,
+        capsys,
+        "concepts",
+        "import",
+        tmp_path / "toy.safetensors",
+        "--base",
+        "sd15",
+        "--out",
+        tmp_path / "x",
+    )
+    assert code == 1 and printed.startswith("mcpl: ") and len(printed.splitlines()) == 1
+    assert "1024 wide is one of Stable Diffusion 2.x, but --base sd15 has words 768 wide" in printed
 
 
 @pytest.mark.parametrize(
@@ -161,7 +211,7 @@ def test_a_dataset_is_looked_at_before_it_is_learned(monkeypatch, capsys, photo,
 
 def test_every_command_has_help():
     runner = CliRunner()
-    for command in ("learn", "explain", "dataset", "bank", "publish"):
+    for command in ("learn", "explain", "dataset", "bank", "concepts", "publish"):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "Usage" in result.output
 

@@ -122,7 +122,7 @@ def latent_diffusion():
     words = list(dict.fromkeys([*pieces, *sorted(vocabulary(TEMPLATES))]))
     bert = LDMBertModel(
         LDMBertConfig(
-            vocab_size=len(words), max_position_embeddings=40, encoder_layers=2, encoder_ffn_dim=16,
+            vocab_size=len(words), max_position_embeddings=77, encoder_layers=2, encoder_ffn_dim=16,
             encoder_attention_heads=2, head_dim=8, d_model=1280,
         )
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The bank: a row per picture in Parquet parts, looked up by picture id and by word, exported word by word.
+"""The bank: a row per picture in Parquet parts, looked up by picture id and by word.
 
 `encode` is deterministic: the same rows give the same bytes. torch is imported only where rows with vectors are
 decoded; a summary needs none.
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mcpl.data.schema import BANK, BANK_VERSION, COMPARED_COLUMNS, CONCEPT, ROW_GROUP, UNCOMPARED_COLUMNS, VERSION_KEY
-from mcpl.data.storage import Entry, Store, locate, open_store, safe_name
+from mcpl.data.storage import Entry, Store, locate
 from mcpl.errors import ConfigError
 from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
 
@@ -332,35 +332,6 @@ class Bank:
             seconds=math.fsum(r["seconds"] for r in records),
         )
 
-    def export(
-        self,
-        id: str | Iterable[str] | None,
-        directory: str | os.PathLike,
-        *,
-        architecture: str | None = None,
-        resolution: str | None = None,
-    ) -> list[str]:
-        """Write a `concepts/<slug>/learned_embeds.safetensors` for each word; return where each one is.
-
-        One id writes `concepts/` right into the directory; several, or None for all, give each picture a folder of
-        its own, since two pictures may have learned different things under one word. ConfigError, and nothing is
-        written, where the bank has no such picture.
-        """
-        store = open_store(directory)
-        ids = [id] if isinstance(id, str) else self.ids() if id is None else list(id)
-        if unknown := [each for each in ids if each not in self._index()]:
-            raise ConfigError(f"the bank at {self.uri} has no picture {unknown[0]!r}; it has {self._some()}")
-        written = []
-        for each in ids:
-            row = self.row(each)
-            for learned in row.learned.concepts if row.learned else ():
-                name = f"concepts/{safe_name(learned.concept.slug)}/learned_embeds.safetensors"
-                if not isinstance(id, str):
-                    name = f"{safe_name(each)}/{name}"
-                store.put(name, embedding_file(row, learned, architecture=architecture, resolution=resolution))
-                written.append(store.join(name))
-        return written
-
     def _some(self) -> str:
         """A few picture ids, for messages."""
         ids = self.ids()
@@ -390,56 +361,3 @@ class Bank:
         whole = entry.size <= WHOLE_FILE
         with io.BytesIO(self._store.get(entry.name)) if whole else self._store.reader(entry.name) as file:
             return _read(file, self._store.join(entry.name), columns)
-
-
-SDXL_WIDTHS = {"clip_l": 768, "clip_g": 1280}
-ARCHITECTURES = {
-    768: ("stable-diffusion-v1/textual-inversion", "512x512"),
-    1024: ("stable-diffusion-v2-512/textual-inversion", "512x512"),
-    sum(SDXL_WIDTHS.values()): ("stable-diffusion-xl-v1-base/textual-inversion", "1024x1024"),
-}
-"""Width of a learned row -> what the ModelSpec header says where the caller does not."""
-
-
-def embedding_file(
-    row: BankRow, learned: LearnedConcept, *, architecture: str | None = None, resolution: str | None = None
-) -> bytes:
-    """One learned word as a safetensors file that diffusers' `load_textual_inversion` takes.
-
-    One tensor `<slug>` [n, D]; at SD XL's width two, `clip_l` and `clip_g`. The header is ModelSpec 1.0.1 and the
-    word's lineage, all strings.
-    """
-    from safetensors.numpy import save
-
-    concept, provenance = learned.concept, row.provenance
-    vectors = np.ascontiguousarray(learned.vectors.detach().cpu().numpy(), dtype=np.float32)
-    width = vectors.shape[1]
-    usual = ARCHITECTURES.get(width, (f"{provenance.base}/textual-inversion", None))
-    if width == sum(SDXL_WIDTHS.values()):
-        tensors = {
-            "clip_l": np.ascontiguousarray(vectors[:, : SDXL_WIDTHS["clip_l"]]),
-            "clip_g": np.ascontiguousarray(vectors[:, SDXL_WIDTHS["clip_l"] :]),
-        }
-    else:
-        tensors = {concept.placeholder: vectors}
-    header = {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": architecture or usual[0],
-        "modelspec.implementation": "https://github.com/huggingface/diffusers",
-        "modelspec.title": f"{concept.placeholder} of {row.id}",
-        "modelspec.trigger_phrase": concept.placeholder,
-        "modelspec.resolution": resolution or usual[1],
-        "modelspec.date": row.learned_at,
-        "mcpl.sentence": row.text,
-        "mcpl.adjectives": " ".join(concept.adjectives),
-        "mcpl.base": provenance.base,
-        "mcpl.base_digest": provenance.base_digest,
-        "mcpl.picture_sha256": provenance.picture_sha256,
-        "mcpl.recipe": provenance.recipe,
-        "mcpl.recipe_fingerprint": provenance.recipe_fingerprint,
-        "mcpl.seed": str(provenance.seed),
-        "mcpl.steps": str(row.learned.steps) if row.learned else "",
-        "mcpl.commit": provenance.commit,
-    }
-    return save(tensors, {name: text for name, text in header.items() if text})

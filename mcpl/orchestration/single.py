@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mcpl.config import Placement, Recipe
+from mcpl.data import concepts
 from mcpl.data.bank import Bank, encode, part_name
 from mcpl.data.pictures import fit, load_picture
 from mcpl.data.sources import picture_and_sentence
@@ -27,7 +28,7 @@ from mcpl.types import Example
 
 
 def learn_picture(photo: Path, text: str, out: Path, recipe: Recipe, placement: Placement, console: Console) -> Outcome:
-    """Learn one picture's words and write `out`: sheet.png, concepts/, samples/, metrics.json, bank/.
+    """Learn one picture's words and write `out`: sheet.png, concepts/, README.md, samples/, metrics.json, bank/.
 
     Raises ExampleError for an unusable picture or sentence, ConfigError for a folder that is in use; nothing is
     written then, and the folder appears whole at the end.
@@ -90,7 +91,7 @@ def _write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> 
     evaluation, row = outcome.evaluation, outcome.row
     (folder / "bank").mkdir(parents=True)
     (folder / "bank" / part_name(0)).write_bytes(encode([row]))
-    Bank.open(folder / "bank").export(row.id, folder)
+    concepts.export(Bank.open(folder / "bank"), folder)
     if evaluation.alone:
         (folder / "samples").mkdir()
         for slug, pictures in evaluation.alone.items():

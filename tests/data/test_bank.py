@@ -4,7 +4,6 @@ import dataclasses
 import io
 import math
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -208,64 +207,3 @@ def test_foreign_parquet_and_newer_formats_are_refused(tmp_path):
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(ConfigError, match="no part of a bank"):
         Bank.open(tmp_path).ids()
-
-
-def test_export_writes_one_tensor_per_file_with_its_lineage(tmp_path):
-    from safetensors import safe_open
-
-    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a", width=768), learned_row("../x")]))
-    written = bank.export("a", tmp_path / "out")
-    assert written == [
-        str(tmp_path / "out" / "concepts" / slug / "learned_embeds.safetensors") for slug in ("bear", "board")
-    ]
-    with safe_open(written[0], "np") as file:
-        assert list(file.keys()) == ["<bear>"]
-        expected = bank.row("a").learned.concepts[0].vectors.numpy()
-        np.testing.assert_array_equal(file.get_tensor("<bear>"), expected)
-        header = file.metadata()
-    assert header["format"] == "pt" and header["modelspec.sai_model_spec"] == "1.0.1"
-    assert header["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
-    assert header["modelspec.trigger_phrase"] == "<bear>" and header["mcpl.seed"] == "7"
-    everything = bank.export(None, tmp_path / "all")
-    assert len(everything) == 4
-    assert everything[2].startswith(str(tmp_path / "all" / "%2E.%2Fx" / "concepts"))
-
-
-def test_an_absent_picture_is_named_before_anything_is_exported(tmp_path):
-    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a")]))
-    with pytest.raises(ConfigError, match="no picture 'zebra'; it has a"):
-        bank.export(["a", "zebra"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_export_splits_a_word_of_sd_xl(tmp_path):
-    from safetensors.numpy import load_file
-
-    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a", ("bear",), width=2048)]))
-    tensors = load_file(bank.export("a", tmp_path)[0])
-    assert {name: t.shape for name, t in tensors.items()} == {"clip_l": (2, 768), "clip_g": (2, 1280)}
-
-
-@pytest.mark.slow
-def test_diffusers_loads_an_exported_word(tmp_path):
-    import json
-
-    from diffusers.loaders import TextualInversionLoaderMixin
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-    )
-    encoder = CLIPTextModel(config)
-    bank = Bank.open(write_parts(tmp_path / "bank", [learned_row("a", ("bear",), width=8, vectors=2)]))
-    [path] = bank.export("a", tmp_path / "out")
-
-    pipeline = type("Pipeline", (TextualInversionLoaderMixin,), {"components": {}, "hf_device_map": None})()
-    pipeline.load_textual_inversion(path, token="<bear>", tokenizer=tokenizer, text_encoder=encoder)
-    rows = encoder.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids(["<bear>", "<bear>_1"])]
-    torch.testing.assert_close(rows.detach(), bank.row("a").learned.concepts[0].vectors)
-    assert pipeline.maybe_convert_prompt("a <bear>", tokenizer) == "a <bear> <bear>_1"
