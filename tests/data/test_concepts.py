@@ -127,8 +127,8 @@ def test_another_bases_word_is_refused_in_one_sentence(tmp_path):
 
 
 def test_a_local_base_of_any_width_takes_its_own_words(tmp_path):
-    [told] = concepts.import_files([foreign(tmp_path, width=96)], tmp_path / "in", "scenes-v0", 96)
-    assert told.fits == "scenes-v0" and concepts.load(tmp_path / "in")["toy"].shape == (2, 96)
+    [told] = concepts.import_files([foreign(tmp_path, width=96)], tmp_path / "in", "scenes-v1", 96)
+    assert told.fits == "scenes-v1" and concepts.load(tmp_path / "in")["toy"].shape == (2, 96)
 
 
 def test_one_bad_file_and_nothing_is_written(tmp_path):
@@ -162,7 +162,7 @@ def test_the_card_says_what_whence_how_well_and_how(two, tmp_path):
     concepts.export(two, tmp_path / "out", ids=["a"])
     text = (tmp_path / "out" / "README.md").read_text()
     for told in (
-        "# 2 learned words", "`scenes-v0`, digest `dddddddddddddddd`", "`paper`, fingerprint `ffffffffffffffff`",
+        "# 2 learned words", "`scenes-v1`, digest `dddddddddddddddd`", "`paper`, fingerprint `ffffffffffffffff`",
         "| `<bear>` | a | a brown &lt;bear> | 2 | 768 |", "concepts/board/learned_embeds.safetensors",
         "| iou | 0.250 | 0.500 |", "load_textual_inversion", 'token="<bear>"',
     ):  # fmt: skip
@@ -171,7 +171,7 @@ def test_the_card_says_what_whence_how_well_and_how(two, tmp_path):
 
 
 def test_a_cards_code_is_python_for_every_kind_of_base(tmp_path):
-    bases = {"sd15": 768, "sdxl": 2048, "scenes-v0": 96, "someone/else": 1024}
+    bases = {"sd15": 768, "sdxl": 2048, "scenes-v1": 96, "someone/else": 1024}
     for base, width in bases.items():
         row = learned_row("a", ("bear",), width=width)
         row = dataclasses.replace(row, provenance=dataclasses.replace(row.provenance, base=base))
@@ -182,8 +182,8 @@ def test_a_cards_code_is_python_for_every_kind_of_base(tmp_path):
         assert hub.get(base, "") in code
         if base == "sd15":
             assert "base_model: stable-diffusion-v1-5/" in text and "451f4fe16113bff5a5d2269ed5ad43b0592e9a14" in code
-        if base == "scenes-v0":
-            assert "base_model" not in text and 'CATALOGUE["scenes-v0"].source' in code
+        if base == "scenes-v1":
+            assert "base_model" not in text and 'CATALOGUE["scenes-v1"].source' in code
 
 
 def test_a_card_keeps_its_columns_whatever_a_sentence_holds():

@@ -246,6 +246,6 @@ def test_a_pipeline_without_an_adapter_is_named(tmp_path):
 
 
 def test_width_of_a_base_that_is_not_at_hand():
-    assert word_width("sd15") == 768 and word_width("sdxl") == 2048 and word_width("scenes-v0") > 0
+    assert word_width("sd15") == 768 and word_width("sdxl") == 2048 and word_width("scenes-v1") > 0
     with pytest.raises(ConfigError, match="--base someone/else: not at hand"):
         word_width("someone/else")

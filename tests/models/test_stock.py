@@ -71,9 +71,9 @@ def test_stock_diffusers_draws_the_same_picture(tmp_path, base_dir, kind, counts
 
 def test_the_shipped_base_draws_the_same_picture_without_our_help(tmp_path):
     """Nothing but diffusers' own call, as the card of a bank has it."""
-    base = load("scenes-v0", device="cpu")
+    base = load("scenes-v1", device="cpu")
     paths = words(tmp_path, base.facts.width, {"bear": 2, "board": 2})
-    pipeline = stock_pipeline(ASSETS / "scenes-v0")
+    pipeline = stock_pipeline(ASSETS / "scenes-v1")
     pipeline.load_textual_inversion([str(path) for path in paths], token=["<bear>", "<board>"])
     ours, theirs = both(base, pipeline, tmp_path)
     assert torch.equal(ours, theirs)
