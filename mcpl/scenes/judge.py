@@ -2,7 +2,8 @@
 
 It looks at every 2x2 px cell (object centres lie on their corners) and says whether an object is centred there, and
 which shape, colour and texture it has; "none" is the shape of blobs, merges and fragments, so that a smear is never
-taken for the nearest shape.
+taken for the nearest shape; it is trained on what a diffusion model gets wrong (`training/judging.py`). A second
+judge that shares nothing with it is in `second_judge.py`; `matches` serves both.
 
     reading = Judge.load().read(pictures)[0]
     matches(reading, scene).right
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from mcpl.scenes.scene import Scene, SceneObject
@@ -164,9 +165,10 @@ def matches(reading: Reading, scene: Scene) -> Verdict:
         want, have = (Counter(getattr(item, trait) for item in items) for items in (asked, seen))
         return not want - have
 
-    # the seen objects that best fill the asked places; an empty place matches nothing
-    places = permutations([*seen, *[None] * max(0, len(asked) - len(seen))], len(asked))
-    chosen = max(places, key=lambda place: sum(_likeness(a, s) for a, s in zip(asked, place, strict=True)))
+    # the seen objects that best fill the asked places, of equals the more certain; an empty place matches nothing
+    places = [*seen, *[None] * max(0, len(asked) - len(seen))]
+    fit = [[_likeness(a, s) - 1e-3 * rank / len(places) for rank, s in enumerate(places)] for a in asked]
+    chosen = [places[place] for place in linear_sum_assignment(fit, maximize=True)[1]] if asked else []
     relation = None
     if scene.relation and len(asked) == 2:
         relation = None not in chosen and _stand(chosen[0], chosen[1], scene.relation)
