@@ -20,8 +20,13 @@ ROWS = 50  # pictures generated at once
 def open_base(base: Path) -> tuple[StableDiffusionPipeline, Judge]:
     """The base in a directory, and its own judge where it has one, else the shipped one."""
     pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    return pipe, Judge.load(judge_of(base))
+
+
+def judge_of(base: Path) -> Path:
+    """The weights of the judge that belongs to a base."""
     own = base / "judge.safetensors"
-    return pipe, Judge.load(own if own.exists() else WEIGHTS)
+    return own if own.exists() else WEIGHTS
 
 
 @torch.no_grad()

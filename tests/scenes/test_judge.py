@@ -1,4 +1,4 @@
-"""The judge reads fresh renders, held-out ones and spoilt ones, and its verdicts are what a person would say."""
+"""Both judges read fresh renders, held-out ones and spoilt ones, and their verdicts are what a person would say."""
 
 import numpy as np
 import pytest
@@ -8,10 +8,11 @@ from diffusers import AutoencoderKL
 from mcpl.scenes.judge import WEIGHTS, Judge, Reading, SeenObject, matches
 from mcpl.scenes.render import render
 from mcpl.scenes.scene import Scene, SceneObject, sample_scene
+from mcpl.scenes.second_judge import TemplateJudge
 from mcpl.scenes.training.autoencoder import psnr, round_trip
-from mcpl.scenes.training.judging import judge_sample
+from mcpl.scenes.training.judging import ALIKE, NONSENSE, judge_sample, likeness, nonsense
 from mcpl.scenes.training.latents import decode, encode, pictures_to_tensor, tensor_to_pictures
-from mcpl.scenes.world import SHAPES, shapes
+from mcpl.scenes.world import COLOURS, GROUNDS, SHAPES, TEXTURES, shapes
 
 STAR = SceneObject("star", "red", "striped", 8, 16, 14)
 RING = SceneObject("ring", "blue", "plain", 24, 16, 14)
@@ -23,48 +24,140 @@ def judge() -> Judge:
     return Judge.load()
 
 
+@pytest.fixture(scope="module", params=[Judge.load, TemplateJudge], ids=["trained", "second"])
+def either(request):
+    return request.param()
+
+
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKL:
     folder = WEIGHTS.parent / "vae"
     return AutoencoderKL.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
 
 
-def _scenes(seed: int, count: int = 200, **options) -> list[Scene]:
+def _scenes(seed: int, count: int = 100, **options) -> list[Scene]:
     return [sample_scene([seed, i], objects=1 + i % 3, **options) for i in range(count)]
 
 
-def _right(judge: Judge, pictures: np.ndarray, scenes: list[Scene]) -> float:
+def _crowds(size: int) -> list[Scene]:
+    """Every shape in every colour and texture now and then, four (10 px) or five (8 px) in a picture."""
+    places = [(6, 8), (26, 6), (8, 24), (24, 26), (16, 16)][: 4 if size == 10 else 5]
+    scenes = []
+    for turn in range(33):
+        looks = [
+            (tuple(SHAPES)[(turn + 2 * i) % 11], tuple(COLOURS)[(turn + i) % 6], TEXTURES[(turn + i) // 3 % 2])
+            for i in range(len(places))
+        ]
+        objects = (SceneObject(*look, *place, size) for look, place in zip(looks, places, strict=True))
+        scenes.append(Scene(tuple(GROUNDS)[turn % 4], tuple(objects)))
+    return scenes
+
+
+def _pictures(scenes: list[Scene]) -> np.ndarray:
+    return np.stack([render(scene)[0] for scene in scenes])
+
+
+def _right(judge, pictures: np.ndarray, scenes: list[Scene]) -> float:
     return float(np.mean([matches(r, s).right for r, s in zip(judge.read(pictures), scenes, strict=True)]))
 
 
 @pytest.mark.parametrize("options", [{"pool": tuple(SHAPES), "held_out": None}, {"held_out": True}])
-def test_fresh_renders_are_read_right(judge, options):
+def test_fresh_renders_are_read_right(either, options):
     scenes = _scenes(901, **options)
-    assert _right(judge, np.stack([render(s)[0] for s in scenes]), scenes) >= 0.97
+    assert _right(either, _pictures(scenes), scenes) >= 0.97
 
 
-def test_round_trips_through_the_shipped_autoencoder_are_read_right(judge, vae):
-    scenes = _scenes(902, pool=tuple(SHAPES), held_out=None)
-    pictures = pictures_to_tensor(np.stack([render(s)[0] for s in scenes]))
+@pytest.mark.parametrize("size", [8, 10])
+def test_four_and_five_small_objects_are_read_right(either, size):
+    scenes = _crowds(size)
+    assert _right(either, _pictures(scenes), scenes) >= 0.97
+
+
+def test_round_trips_through_the_shipped_autoencoder_are_read_right(either, vae):
+    scenes = [*_scenes(902, 60, pool=tuple(SHAPES), held_out=None), *_crowds(10)]
+    pictures = pictures_to_tensor(_pictures(scenes))
     again = round_trip(vae, pictures)
     assert psnr(pictures, again).mean() >= 30
-    assert _right(judge, tensor_to_pictures(again), scenes) >= 0.95
+    assert _right(either, tensor_to_pictures(again), scenes) >= 0.95
 
 
-def test_blobs_are_none_of_the_shapes(judge):
-    samples = [judge_sample(903, i) for i in range(600)]
-    blobs = [s for s in samples if len(s[2]) == 1 and s[2][0][0] == len(SHAPES)]
-    readings = judge.read(np.stack([s[0] for s in blobs]))
-    taken = [item.shape in shapes("named") and item.confidence > 0.5 for r in readings for item in r.objects]
-    assert len(blobs) > 20 and np.mean(taken) < 0.1
+def _nonsense(kind: str, count: int) -> np.ndarray:
+    scenes = [sample_scene([906, i], objects=1, pool=tuple(SHAPES), held_out=None) for i in range(count)]
+    return np.stack([nonsense(np.random.default_rng([907, i]), scene, kind)[0] for i, scene in enumerate(scenes)])
 
 
-def test_a_bare_ground_shows_nothing(judge):
-    assert judge.read(render(Scene("grey", ()))[0][None]) == [Reading(())]
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_is_none_of_the_shapes(either, kind):
+    readings = either.read(_nonsense(kind, 60))
+    taken = [item.shape != "none" and item.confidence > 0.5 for r in readings for item in r.objects]
+    assert len(taken) >= 60 and np.mean(taken) < 0.1
+
+
+def test_a_soft_picture_of_a_shape_is_still_that_shape(either):
+    scenes = _scenes(908, 60, pool=tuple(SHAPES), held_out=None)
+    pictures = _pictures(scenes).astype(np.float32)
+    padded = np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    blurred = np.mean([padded[:, i : i + 32, j : j + 32] for i in range(3) for j in range(3)], 0)
+    noise = np.random.default_rng(909).normal(0, 6, pictures.shape)
+    soft = np.clip((pictures + blurred) / 2 + noise, 0, 255).astype(np.uint8)
+    assert _right(either, soft, scenes) >= 0.9
+
+
+def test_an_object_behind_another_is_seen(either):
+    hidden = [sample_scene([910, i], objects=2, pool=tuple(SHAPES), occlusion=0.2) for i in range(60)]
+    apart = [s for s in hidden if s.objects[0].colour != s.objects[1].colour]
+    assert _right(either, _pictures(apart), apart) >= 0.85
+
+
+def test_a_bare_ground_shows_nothing(either):
+    for ground in GROUNDS:
+        assert either.read(render(Scene(ground, ()))[0][None]) == [Reading(())]
+
+
+def test_training_nonsense_is_like_no_shape_and_told_where_it_lies():
+    for kind in ("blob", "merge", "chimera", "fragment"):
+        for i in range(20):
+            scene = sample_scene([911, i], objects=1, pool=tuple(SHAPES))
+            share, other = NONSENSE[kind][1](np.random.default_rng([912, i]), scene.objects[0])
+            assert other is None and likeness(share) < ALIKE
+    assert likeness(np.pad(np.ones((10, 10), np.float32), 3)) == 1.0  # a square
+    samples = [judge_sample(913, i) for i in range(100)]
+    assert max(len(told) for _, _, told in samples) == 5
+    for _, masks, told in samples:
+        for mask, (*_, x, y) in zip(masks, told, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert not len(rows) or (columns.min() <= x <= columns.max() + 1 and rows.min() <= y <= rows.max() + 1)
+
+
+def _canvas(ground: str = "grey") -> np.ndarray:
+    return np.full((32, 32, 3), GROUNDS[ground], np.uint8)
+
+
+def _second(picture: np.ndarray) -> list[tuple]:
+    return [(o.shape, o.colour, o.texture, o.x, o.y) for o in TemplateJudge().read(picture[None])[0].objects]
+
+
+def test_the_second_judge_by_hand():
+    picture = _canvas()
+    picture[4:16, 6:18] = COLOURS["red"]
+    assert _second(picture) == [("square", "red", "plain", 12.0, 10.0)]
+    picture[6:8, 6:18] = picture[10:12, 6:18] = picture[14:16, 6:18] = np.array(COLOURS["red"]) * 0.45
+    assert _second(picture) == [("square", "red", "striped", 12.0, 10.0)]
+    half = _canvas()
+    half[4:16, 6:12] = COLOURS["red"]
+    assert [seen[0] for seen in _second(half)] == ["none"]  # a bar
+    half[4:16, 12:18] = COLOURS["blue"]
+    assert [seen[0] for seen in _second(half)] == ["none"]  # one square in two colours, one object
+    cross = _canvas("black")
+    cross[10:14, 6:18] = cross[6:18, 10:14] = COLOURS["cyan"]
+    assert _second(cross) == [("cross", "cyan", "plain", 12.0, 12.0)]
+    cross[20:28, 20:28] = COLOURS["pink"]
+    cross[2, 28] = COLOURS["pink"]  # a speck is dirt
+    assert sorted(seen[0] for seen in _second(cross)) == ["cross", "square"]
 
 
 def test_features_tell_scenes_apart(judge):
-    pictures = np.stack([render(s)[0] for s in _scenes(904, 4)])
+    pictures = _pictures(_scenes(904, 4))
     features = judge.features(pictures)
     assert features.shape == (4, 128)
     assert torch.equal(features, judge.features(pictures)) and torch.pdist(features).min() > 0
@@ -88,6 +181,14 @@ def test_verdicts_by_hand():
     extra = matches(Reading((star, ring, _seen(RING, shape="none", x=16, y=28))), PAIR)
     assert extra.shape and extra.relation and not extra.count and not extra.right
     assert matches(Reading((star,)), Scene("grey", (STAR,))).relation is None
+    assert not matches(Reading((star,)), Scene("grey", ())).right and matches(Reading(()), Scene("grey", ())).right
+
+
+def test_a_verdict_on_many_smears_comes_at_once():
+    smears = tuple(_seen(RING, shape="none", x=x) for x in range(40))
+    five = Scene("grey", tuple(SceneObject(name, "red", "plain", 16, 16, 8) for name in shapes("named")[:5]))
+    verdict = matches(Reading((*smears, _seen(STAR))), five)
+    assert not verdict.right and not verdict.shape and not verdict.count
 
 
 def test_the_analytic_code_is_undone_up_to_the_detail_it_drops():
