@@ -25,7 +25,7 @@ class Cell:
 
 
 def contact_sheet(cells: Sequence[Cell], path: Path, *, columns: int, zoom: int) -> None:
-    """Save `cells` row by row as a PNG of few colours; verdicts are marked by a tick or a cross and their words."""
+    """Save `cells` row by row as a PNG; verdicts are marked by a tick or a cross and their words."""
     font = ImageFont.load_default(SIZE)
     wide = cells[0].picture.shape[1] * zoom
     fits = int(wide / font.getlength("abcdefghij") * 10)
@@ -56,7 +56,7 @@ def contact_sheet(cells: Sequence[Cell], path: Path, *, columns: int, zoom: int)
                 _mark(pen, x, at, right)
             pen.text((x + LINE, at), line, RIGHT if right else WRONG, font)
             at += LINE
-    page.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    page.save(path, optimize=True)  # in full colour: a palette turned yellow stars white
 
 
 def _mark(pen: ImageDraw.ImageDraw, x: int, y: int, right: bool) -> None:
