@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     _unet_options(commands)
-    for stage, steps in ((vae, 1000), (judge, 800)):
+    for stage, steps in ((vae, 1000), (judge, 1500)):
         command = commands.add_parser(stage.__name__, help=f"train the {stage.__name__}, some minutes on one core")
         command.set_defaults(run=stage)
         command.add_argument("--out", type=Path, required=True)
