@@ -48,7 +48,7 @@ format: $(STAMP)  ## rewrite to style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (about two hours on two free cores)
+base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (hours)
 	$(BIN)/python pipelines/train_base.py vae --out runs/base/vae
 	$(BIN)/python pipelines/train_base.py judge --out runs/base/judge.safetensors
 	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --until $(SAMPLES)

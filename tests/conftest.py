@@ -64,6 +64,19 @@ def tiny(tiny_base_dir):
     return load(str(tiny_base_dir), precision="float64", device="cpu")
 
 
+@pytest.fixture
+def passes(tiny, monkeypatch):
+    """Grows by the rows of every U-Net call while a test runs; `sum(passes)` is the cost."""
+    rows, original = [], tiny.predict
+
+    def counting(noisy, *rest):
+        rows.append(len(noisy))
+        return original(noisy, *rest)
+
+    monkeypatch.setattr(tiny, "predict", counting)
+    return rows
+
+
 @pytest.fixture(scope="session")
 def pixels():
     """Deterministic smooth pictures, [n, 3, 16, 16] in -1..1."""
