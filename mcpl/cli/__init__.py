@@ -1,0 +1,42 @@
+"""mcpl learn photo.png "a brown <bear> on a rolling <board>", and everything around it.
+
+Each group of commands is a module; heavy imports stay inside the commands: `mcpl --help` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from mcpl.cli.bank import bank_app, publish
+from mcpl.cli.concepts import concepts_app
+from mcpl.cli.dataset import dataset_app
+from mcpl.cli.learn import explain, learn
+from mcpl.errors import MCPLError
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+COMMANDS = (learn, explain, publish)
+GROUPS = {"dataset": dataset_app, "bank": bank_app, "concepts": concepts_app}
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__.splitlines()[0]
+)
+for command in COMMANDS:
+    app.command()(command)
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
+
+
+def main() -> None:
+    """Entry point: the four errors of mcpl are one line on stderr and exit code 1."""
+    try:
+        app(standalone_mode=True)
+    except (MCPLError, OSError) as error:  # OSError: a full disk, a folder without rights, a store that is away
+        line = " ".join(str(error).split())
+        Console(stderr=True).print(f"mcpl: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,5 @@
+"""python -m mcpl.cli"""
+
+from mcpl.cli import main
+
+main()

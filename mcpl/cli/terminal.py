@@ -1,0 +1,33 @@
+"""What the commands share: the options that mean the same everywhere, the console, the table of scores."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+Model = Annotated[str | None, typer.Option("--model", help="Base model: catalogue name, directory or hub id.")]
+Words = Annotated[str | None, typer.Option("--words", help="What is learned: marked, all, or list:FILE of nouns.")]
+
+
+def adjusted_recipe(name: str, **changes: object):
+    """The named recipe, or a YAML file's, with what the command line changes (None: nothing)."""
+    from mcpl.recipes import adjust, load
+
+    return adjust(load(name), **changes)
+
+
+def print_metrics(metrics) -> None:
+    """Every score, before learning beside after it."""
+    table = Table(show_header=True, title="how well", title_justify="left")
+    for column, justify in (("metric", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(column, justify=justify)
+    for name, value in metrics.items():
+        if not name.endswith("_step0") and not name.startswith("sign_"):
+            before = metrics.get(f"{name}_step0")
+            table.add_row(name.replace("_", " "), "" if before is None else f"{before:.3f}", f"{value:.3f}")
+    console.print(table)
