@@ -42,6 +42,7 @@ from PIL import Image
 from benchmarks.contact_sheet import Cell, contact_sheet
 from benchmarks.drawing import GUIDANCE, ROWS, STEPS, draw, interval, judge_of, open_base
 from benchmarks.provenance import provenance
+from mcpl.diffusion import add_noise
 from mcpl.models.cross_attention import record
 from mcpl.scenes.grammar import caption
 from mcpl.scenes.judge import WEIGHTS, Judge, Reading, Verdict, matches
@@ -50,7 +51,6 @@ from mcpl.scenes.scene import Scene, sample_scene
 from mcpl.scenes.second_judge import TemplateJudge
 from mcpl.scenes.training.autoencoder import psnr, round_trip
 from mcpl.scenes.training.latents import pictures_to_tensor, tensor_to_pictures
-from mcpl.scenes.training.networks import velocity
 from mcpl.scenes.world import SHAPES, SIZES, shapes
 
 SEED = 20_000  # of the prompts; far from training's
@@ -90,7 +90,7 @@ def attention_iou(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> list[fl
         clean = pipe.vae.encode(pictures_to_tensor(picture[None])).latent_dist.mode() * pipe.vae.config.scaling_factor
         clean = clean.expand(TIMES, -1, -1, -1)
         at = ((torch.arange(TIMES) + torch.rand(TIMES, generator=random)) / TIMES * len(keep)).long()
-        noisy, _ = velocity(clean, torch.randn(clean.shape, generator=random), keep[at])
+        noisy = add_noise(clean, torch.randn(clean.shape, generator=random), at, keep)
         told = pipe.text_encoder(input_ids=ids).last_hidden_state.expand(TIMES, -1, -1)
         with record(pipe.unet, positions, side) as recording:
             pipe.unet(noisy, at, told)

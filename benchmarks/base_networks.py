@@ -7,7 +7,8 @@ thread for so many minutes of processor time with the learning rate falling over
 scenes that nobody trained on:
 
     samples_per_s   of processor time
-    loss            mean squared error of v on fixed noise, 10 stratified time steps of 64 scenes, averaged weights
+    loss            mean squared error on fixed noise, 10 stratified time steps of 64 scenes, averaged weights; of what
+                    the network predicts, so only comparable within one target and schedule
     shape ... right judge's verdicts on one-object pictures drawn from prompts (20 steps, guidance 3)
 
 The tries are a table; a new one is a line of it. The last line is one JSON object.
@@ -23,13 +24,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mcpl.diffusion import add_noise, target
 from mcpl.scenes.grammar import caption
 from mcpl.scenes.judge import Judge, matches
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.training.data import batch
 from mcpl.scenes.training.latents import decode, encode, tensor_to_pictures
 from mcpl.scenes.training.loop import BaseConfig, Trainer
-from mcpl.scenes.training.networks import Shape, build_scheduler, velocity
+from mcpl.scenes.training.networks import Shape
 from mcpl.scenes.training.preview import sample_latents
 from mcpl.scenes.world import shapes
 
@@ -46,6 +48,13 @@ TRIES: dict[str, dict] = {
     "adamw": {"optimiser": "adamw"},
     "uniform-time": {"late": 1.0},
     "no-reading": {"reading_steps": 0, "text_pace": 1.0},
+    "epsilon": {"prediction": "epsilon"},
+    "scaled-linear": {"schedule": "scaled_linear"},  # Stable Diffusion's
+    "epsilon-scaled-linear": {"prediction": "epsilon", "schedule": "scaled_linear"},
+    "captions-always": {"drop_caption": 0.0},
+    "captions-less": {"drop_caption": 0.25},
+    "short-average": {"ema": 0.98},
+    "long-average": {"ema": 0.999},
 }
 
 
@@ -69,10 +78,11 @@ def questions(trainer: Trainer, prompts: int) -> dict[str, float]:
     clean, told, losses = encode(pictures), text_encoder(input_ids=ids).last_hidden_state, []
     for part in range(TIMES):
         at = ((part + torch.rand(SCENES, generator=random)) / TIMES * len(trainer.keep)).long()
-        noisy, target = velocity(clean, torch.randn(clean.shape, generator=random), trainer.keep[at])
-        losses.append(F.mse_loss(unet(noisy, at, told).sample, target).item())
+        noise = torch.randn(clean.shape, generator=random)
+        wanted = target(clean, noise, at, trainer.keep, trainer.config.prediction)
+        losses.append(F.mse_loss(unet(add_noise(clean, noise, at, trainer.keep), at, told).sample, wanted).item())
     scenes = [sample_scene([UNSEEN, i], objects=1, pool=shapes("named")) for i in range(prompts)]
-    latents = sample_latents(unet, text_encoder, trainer.tokenizer, build_scheduler(), [caption(s) for s in scenes])
+    latents = sample_latents(unet, text_encoder, trainer.tokenizer, trainer.scheduler, [caption(s) for s in scenes])
     readings = Judge.load().read(tensor_to_pictures(decode(latents)))
     verdicts = [matches(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
     traits = {

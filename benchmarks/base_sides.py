@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from mcpl.diffusion import add_noise, target
 from mcpl.scenes.grammar import caption
 from mcpl.scenes.judge import WEIGHTS
 from mcpl.scenes.render import render
 from mcpl.scenes.scene import Scene, sample_scene
 from mcpl.scenes.training.job import resumed
 from mcpl.scenes.training.latents import encode, pictures_to_tensor
-from mcpl.scenes.training.networks import build_scheduler, velocity
+from mcpl.scenes.training.networks import build_scheduler
 from mcpl.scenes.world import shapes
 
 SEED = 77_000
@@ -57,8 +58,9 @@ def fit(text_encoder, unet, tokenizer, scenes: list[Scene]) -> dict[str, dict[st
     found = {}
     for time in TIMES:
         at = torch.full((len(scenes),), time)
-        noisy, target = velocity(clean, torch.randn(clean.shape, generator=random), keep[at])
-        true, mirrored, turned = ((unet(noisy, at, s).sample - target).square().mean((1, 2, 3)) for s in states)
+        noise = torch.randn(clean.shape, generator=random)
+        noisy, wanted = add_noise(clean, noise, at, keep), target(clean, noise, at, keep, "v_prediction")
+        true, mirrored, turned = ((unet(noisy, at, s).sample - wanted).square().mean((1, 2, 3)) for s in states)
         found[str(time)] = {
             "error": true.mean().item(),
             "over_mirrored": (true < mirrored).float().mean().item(),

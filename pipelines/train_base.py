@@ -137,6 +137,9 @@ def _unet_options(commands) -> None:
     command.add_argument("--late", type=float, help="power of the uniform time; 1 meets all noise levels alike")
     command.add_argument("--ema", type=float, help="decay of the moving average, per step")
     command.add_argument("--seed", type=int)
+    command.add_argument("--prediction", choices=("v_prediction", "epsilon"))
+    command.add_argument("--schedule", choices=("squaredcos_cap_v2", "scaled_linear", "linear"), help="of the noise")
+    command.add_argument("--drop-caption", type=float, help="share of samples without a caption")
     command.add_argument("--reading-steps", type=int, help="steps of the text encoder alone, before the first sample")
 
 

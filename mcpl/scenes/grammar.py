@@ -64,10 +64,12 @@ def marked_sentence(scene: Scene, names: Sequence[str] | None = None, **told: bo
     return caption(scene, nouns=[f"<{slug}>" for slug in slugs], **told)
 
 
-def training_caption(scene: Scene, rng: np.random.Generator, templates: Sequence[str]) -> str:
+def training_caption(
+    scene: Scene, rng: np.random.Generator, templates: Sequence[str], untold: float = DROP_CAPTION
+) -> str:
     """A caption as the base model reads it: adjectives, relation and ground dropped now and then, half of them
-    wrapped in a template, a tenth empty."""
-    if rng.random() < DROP_CAPTION:
+    wrapped in a template, a share of `untold` empty."""
+    if rng.random() < untold:
         return ""
     sentence = caption(
         scene,

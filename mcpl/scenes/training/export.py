@@ -12,7 +12,6 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from mcpl.scenes.training.job import resumed
 from mcpl.scenes.training.loop import Trainer
-from mcpl.scenes.training.networks import build_scheduler
 
 TOP = ("model_index.json", "judge.safetensors")  # files of the export that lie in no subfolder
 
@@ -25,7 +24,7 @@ def pipeline(trainer: Trainer, vae: AutoencoderKL) -> StableDiffusionPipeline:
         text_encoder=text_encoder,
         tokenizer=trainer.tokenizer,
         unet=unet,
-        scheduler=build_scheduler(),
+        scheduler=trainer.scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

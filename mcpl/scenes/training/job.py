@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from mcpl.scenes.training.latents import decode, tensor_to_pictures
 from mcpl.scenes.training.loop import BaseConfig, Trainer, train
-from mcpl.scenes.training.networks import build_scheduler
 from mcpl.scenes.training.preview import PROMPTS, sample_latents, sheet
 
 
@@ -85,5 +84,5 @@ def resumed(folder: Path) -> Trainer:
 def preview(trainer: Trainer, job: Job) -> None:
     """Pictures of the standing prompts from the averaged weights, decoded by the code alone."""
     text_encoder, unet = trainer.averaged()
-    latents = sample_latents(unet, text_encoder, trainer.tokenizer, build_scheduler(), PROMPTS)
+    latents = sample_latents(unet, text_encoder, trainer.tokenizer, trainer.scheduler, PROMPTS)
     sheet(tensor_to_pictures(decode(latents)), job.folder / f"preview-{trainer.cursor}.png")

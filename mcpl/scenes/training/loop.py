@@ -23,12 +23,13 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from mcpl.diffusion import add_noise, target
 from mcpl.prompts import TEMPLATES
-from mcpl.scenes.grammar import vocabulary
+from mcpl.scenes.grammar import DROP_CAPTION, vocabulary
 from mcpl.scenes.training.data import SHARES, batch
 from mcpl.scenes.training.latents import encode
 from mcpl.scenes.training.muon import Muon
-from mcpl.scenes.training.networks import Shape, build_scheduler, build_text_encoder, build_unet, velocity
+from mcpl.scenes.training.networks import Shape, build_scheduler, build_text_encoder, build_unet
 from mcpl.scenes.training.reading import teach_reading
 from mcpl.scenes.training.tokenizer import build_tokenizer
 
@@ -51,6 +52,9 @@ class BaseConfig(BaseModel):
     reading_steps: int = 600  # of the text encoder alone, before the first sample
     clip: float = 1.0  # largest norm of a gradient
     optimiser: Literal["muon", "adamw"] = "muon"
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    schedule: Literal["squaredcos_cap_v2", "scaled_linear", "linear"] = "squaredcos_cap_v2"  # of the noise
+    drop_caption: float = DROP_CAPTION  # how often there is none, for guidance
     decay_from: int | None = None  # sample at which the learning rate starts to fall
     decay_samples: int = 20_000  # and for how long
 
@@ -97,7 +101,8 @@ class Trainer:
             for parameter in self.parameters:
                 dist.broadcast(parameter.data, 0)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.keep = build_scheduler().alphas_cumprod.to(self.device)
+        self.scheduler = build_scheduler(config.prediction, config.schedule)
+        self.keep = self.scheduler.alphas_cumprod.to(self.device)
         self.cursor, self.steps_since_start = 0, 0
         lr, rest = config.lr, config.lr_rest
         slow = {"text_encoder": config.text_pace}
@@ -118,8 +123,9 @@ class Trainer:
         mine = config.rows // self.world
         first = self.cursor + self.rank * mine
         pictures, ids = batch(
-            config.seed, range(first, first + mine), self.tokenizer, config.shape.pixels, config.objects
-        )
+            config.seed, range(first, first + mine), self.tokenizer, config.shape.pixels, config.objects,
+            config.drop_caption,
+        )  # fmt: skip
         random = torch.Generator().manual_seed(config.seed * 1_000_003 + first)
         clean = encode(pictures)
         noise = torch.randn(clean.shape, generator=random)
@@ -128,11 +134,11 @@ class Trainer:
         slices = (torch.arange(mine) * self.world + self.rank + torch.rand(mine, generator=random)) / config.rows
         at = (slices**config.late * steps).long()[torch.randperm(mine, generator=random)]
         clean, noise, at, ids = (each.to(self.device) for each in (clean, noise, at, ids))
-        noisy, target = velocity(clean, noise, self.keep[at])
+        noisy, wanted = add_noise(clean, noise, at, self.keep), target(clean, noise, at, self.keep, config.prediction)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             told = self.text_encoder(input_ids=ids).last_hidden_state
             guess = self.unet(noisy, at, told).sample
-        loss = F.mse_loss(guess.float(), target)
+        loss = F.mse_loss(guess.float(), wanted)
         for optimiser in self.optimisers:
             optimiser.zero_grad()
         loss.backward()

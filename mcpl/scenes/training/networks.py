@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -80,21 +79,16 @@ def build_vae(shape: Shape) -> AutoencoderKL:
     )
 
 
-def build_scheduler() -> DDIMScheduler:
-    """Cosine schedule, because pictures this small lose their content at little noise; v target; ends at zero SNR."""
+def build_scheduler(prediction: str = "v_prediction", schedule: str = "squaredcos_cap_v2") -> DDIMScheduler:
+    """Cosine schedule, because pictures this small lose their content at little noise; v target, so that it may end at
+    zero SNR."""
     return DDIMScheduler(
         num_train_timesteps=1000,
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
+        beta_schedule=schedule,
+        prediction_type=prediction,
+        rescale_betas_zero_snr=prediction == "v_prediction",
         timestep_spacing="trailing",
         set_alpha_to_one=True,
         clip_sample=False,
         steps_offset=1,
     )
-
-
-def velocity(clean: torch.Tensor, noise: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noised latents and the v target (Salimans & Ho 2022, eq. 9), both like `clean`; keep = alpha-bar [B]."""
-    signal, sigma = keep.sqrt().view(-1, 1, 1, 1), (1 - keep).sqrt().view(-1, 1, 1, 1)
-    return signal * clean + sigma * noise, signal * noise - sigma * clean
