@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mcpl.data.dataset import Dataset, ListedDataset
 from mcpl.data.listing import Rejected
 from mcpl.data.pictures import aligned_mask, load_picture
-from mcpl.data.writing import Faults
+from mcpl.data.writing import TAKEN, Faults
 from mcpl.errors import ExampleError
 from mcpl.types import Example
 
@@ -170,7 +170,7 @@ def validate(
             faults.add(fault)
         reasons = []
         if not example.id or example.id in seen:
-            reasons.append("its image_id is empty or taken")
+            reasons.append(TAKEN)
         seen.add(example.id)
         try:
             picture = load_picture(example.image)

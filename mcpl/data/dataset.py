@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +25,22 @@ from mcpl.data.listing import (
     load,
 )
 from mcpl.data.multi_concept import list_multi_concept
-from mcpl.data.schema import OPTIONAL, REQUIRED
+from mcpl.data.schema import OPTIONAL, REQUIRED, is_masks, is_words
 from mcpl.data.storage import Entry, Store, locate
+from mcpl.data.tars import is_tar, list_webdataset
 from mcpl.errors import ConfigError
 from mcpl.types import Example
 
 T = TypeVar("T")
 
 UNFINISHED = "_unfinished"
-"""An empty object that stands beside a dataset's files while they are written."""
+"""An object that stands beside a dataset's files while they are written; what it says decides the files' bytes."""
+
+TEXT_COLUMNS = ("text", "caption")
+"""What a Parquet file may call its sentences, the preferred name first"""
+
+ROW_GROUP_BYTES = 2 << 30
+"""A row group is read as one; a larger one is refused before it fills the memory"""
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,21 @@ class Dataset:
     """what became no row, as far as it shows without reading pictures"""
 
     @staticmethod
-    def open(uri: str | os.PathLike) -> Dataset:
-        """Look at the files' names and footers; ConfigError where they make no dataset."""
-        kind, store, name = recognise(uri)
-        if kind == "parquet":
+    def open(uri: str | os.PathLike, kind: str | None = None) -> Dataset:
+        """Look at the files' names and footers; ConfigError where they make no dataset.
+
+        kind  the source to read it as; without, what fits
+        """
+        store, name = locate(uri)
+        kind = kind or recognise(store, name)
+        if name is not None and kind in ("folder", "multi-concept-dataset"):
+            raise ConfigError(f"{uri} is one file; give the folder that holds the pictures")
+        if name is None and kind == "picture":
+            raise ConfigError(f"{uri} is a folder, not a picture")
+        if kind in PARQUET:
             return ParquetDataset(store, name)
-        if kind == "picture":
-            return ListedDataset(kind, store, list_picture(store, name))
-        return ListedDataset(kind, store, FOLDERS[kind](store))
+        listing = LISTINGS[kind](store, name)
+        return ListedDataset(kind, store.join(name) if name else store.uri, listing)
 
     def shards(self, size: int) -> list[ShardRef]:
         """The rows in order, cut into pieces of at most `size`."""
@@ -90,11 +105,31 @@ class Dataset:
 
     def read(self, ref: ShardRef) -> list[Example]:
         """The examples of one shard. What is wrong with a picture shows when it is decoded, not here."""
+        return [example for example, _ in self.load(ref)]
+
+    def load(self, ref: ShardRef) -> Iterator[tuple[Example, list[Rejected]]]:
+        """The examples of a shard, each with what of it was unusable or read otherwise."""
         raise NotImplementedError
 
     def examples(self) -> Iterator[Example]:
         """Every example, a row group at a time."""
         return chain.from_iterable(self.read(ref) for ref in self.shards(64))
+
+    def __iter__(self) -> Iterator[Example | Rejected]:
+        """All there is: what became no row, then every example after what was unusable of it."""
+        yield from self.rejected
+        for ref in self.shards(64):
+            for example, faults in self.load(ref):
+                yield from faults
+                yield example
+
+    def weigh(self, ref: ShardRef) -> int:
+        """Stored bytes of a shard, about: known without reading it, and the same every time."""
+        raise NotImplementedError
+
+    def only(self, refs: Sequence[ShardRef]) -> Dataset:
+        """This dataset knowing no more than these neighbouring shards: small enough to be sent to a worker."""
+        raise NotImplementedError
 
     def ids(self) -> list[str]:
         """Every row's id, reading nothing else."""
@@ -116,40 +151,40 @@ class Dataset:
 
 
 class ListedDataset(Dataset):
-    """A folder: its listing is the index, its pictures are read one by one."""
+    """A folder, or tars: the listing is the index, pictures are read one by one."""
 
-    def __init__(self, kind: str, store: Store, listing: Listing):
-        self.kind, self.uri, self._store = kind, store.uri, store
+    def __init__(self, kind: str, uri: str, listing: Listing):
+        self.kind, self.uri, self._store = kind, uri, listing.store
         self._rows: Sequence[Listed] = listing.rows
+        self._first = 0  # number of the first row of `_rows`
         self.rejected = listing.rejected
         self.count, self.digest = len(listing.rows), listing.digest
-        wanted = {name for row in listing.rows for name in _names(row)}
-        self.bytes = sum(entry.size for entry in store.list() if entry.name in wanted)
+        self.bytes = sum(row.bytes for row in listing.rows)
         self.columns = (*REQUIRED, "masks") if any(row.masks for row in listing.rows) else REQUIRED
         if not self._rows:
             why = "; ".join(f"{r.id}: {r.reason}" for r in self.rejected[:3])
             raise ConfigError(f"{self.uri} holds no picture with a sentence ({why})")
 
-    def read(self, ref: ShardRef) -> list[Example]:
-        return [example for example, _ in self.load(ref)]
-
     def load(self, ref: ShardRef) -> Iterator[tuple[Example, list[Rejected]]]:
-        """The examples of a shard, each with what was unusable about its masks."""
-        return (load(self._store, row) for row in self._rows[ref.start : ref.stop])
+        return (load(self._store, row) for row in self._listed(ref))
 
     def ids(self) -> list[str]:
         return [row.id for row in self._rows]
 
+    def weigh(self, ref: ShardRef) -> int:
+        return sum(row.bytes for row in self._listed(ref))
+
+    def only(self, refs: Sequence[ShardRef]) -> Dataset:
+        small = copy.copy(self)
+        small._first, small.rejected = refs[0].start, ()
+        small._rows = self._rows[refs[0].start - self._first : refs[-1].stop - self._first]
+        return small
+
+    def _listed(self, ref: ShardRef) -> Sequence[Listed]:
+        return self._rows[ref.start - self._first : ref.stop - self._first]
+
     def _groups(self) -> Iterator[tuple[str, int, int]]:
         yield "", 0, self.count
-
-
-def _names(row: Listed) -> Iterator[str]:
-    yield row.picture
-    if row.text_file:
-        yield row.text_file
-    for files in row.masks.values():
-        yield from (file.name for file in files)
 
 
 @dataclass(frozen=True)
@@ -160,14 +195,18 @@ class _File:
     size: int
     groups: tuple[int, ...]
     """rows of each row group"""
+    weights: tuple[int, ...]
+    """stored bytes of each row group"""
     digest: str
     columns: tuple[str, ...]
 
 
 class ParquetDataset(Dataset):
-    """Parquet files with `image` (struct of bytes and path, or plain bytes), `image_id`, `text`."""
+    """Parquet files with `image` (struct of bytes and path, or plain bytes), `image_id`, `text`.
 
-    kind = "parquet"
+    Hugging Face's habits are understood: the sentence may be called `caption`, and a row without an id is called
+    after its place, FILE/000012.
+    """
 
     def __init__(self, store: Store, name: str | None):
         self.uri, self._store = (store.join(name) if name else store.uri), store
@@ -175,38 +214,75 @@ class ParquetDataset(Dataset):
         if any(entry.name == UNFINISHED for entry in entries):
             raise ConfigError(f"{self.uri}: building this dataset did not finish; run the same build command again")
         files = [entry for entry in entries if entry.name == name] if name else parquet_files(entries)
+        if not files:
+            raise ConfigError(f"{self.uri} holds no Parquet file")
         with ThreadPoolExecutor(8) as pool:
-            self._files = list(pool.map(self._footer, files))
-        self.count = sum(sum(file.groups) for file in self._files)
-        self.bytes = sum(file.size for file in self._files)
-        self.columns = tuple(dict.fromkeys(chain.from_iterable(file.columns for file in self._files)))
-        content = "\n".join(f"{file.name}\t{file.size}\t{file.digest}" for file in self._files)
+            self._files = {file.name: file for file in pool.map(self._footer, files)}
+        self.count = sum(sum(file.groups) for file in self._files.values())
+        self.bytes = sum(file.size for file in self._files.values())
+        self.columns = tuple(dict.fromkeys(chain.from_iterable(file.columns for file in self._files.values())))
+        self.kind = (
+            "parquet" if all({*REQUIRED} <= {*file.columns} for file in self._files.values()) else "hugging-face"
+        )
+        content = "\n".join(f"{file.name}\t{file.size}\t{file.digest}" for file in self._files.values())
         self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._last: tuple[tuple[str, int], pa.Table] | None = None
         if not self.count:
             raise ConfigError(f"{self.uri}: the dataset has no rows")
 
-    def read(self, ref: ShardRef) -> list[Example]:
+    def load(self, ref: ShardRef) -> Iterator[tuple[Example, list[Rejected]]]:
         place = (ref.file, ref.row_group)
         if self._last is None or self._last[0] != place:
             self._last = (place, self._row_group(*place))
-        return [_example(record) for record in self._last[1].slice(ref.start, ref.rows).to_pylist()]
+        rows = self._last[1].slice(ref.start, ref.rows).to_pylist()
+        return ((_example(record), []) for record in rows)
 
     def ids(self) -> list[str]:
         def read(parquet: pq.ParquetFile, _) -> list:
             return parquet.read(["image_id"], use_threads=False)["image_id"].to_pylist()
 
-        return ["" if id is None else str(id) for file in self._files for id in self._opened(file.name, read)]
+        ids: list[str] = []
+        for file in self._files.values():
+            if "image_id" in file.columns:
+                ids += ("" if id is None else str(id) for id in self._opened(file.name, read))
+            else:
+                ids += (_place(file.name, row) for row in range(sum(file.groups)))
+        return ids
+
+    def weigh(self, ref: ShardRef) -> int:
+        file = self._files[ref.file]
+        return file.weights[ref.row_group] * ref.rows // file.groups[ref.row_group]
+
+    def only(self, refs: Sequence[ShardRef]) -> Dataset:
+        small = copy.copy(self)
+        small._files, small._last = {ref.file: self._files[ref.file] for ref in refs}, None
+        return small
 
     def _groups(self) -> Iterator[tuple[str, int, int]]:
-        for file in self._files:
+        for file in self._files.values():
             for group, rows in enumerate(file.groups):
                 yield file.name, group, rows
 
     def _row_group(self, name: str, group: int) -> pa.Table:
+        """A row group's columns under our own names, ids made where there are none."""
+
         def read(parquet: pq.ParquetFile, _) -> pa.Table:
-            wanted = [column for column in (*REQUIRED, *OPTIONAL) if column in parquet.schema_arrow.names]
-            return parquet.read_row_group(group, wanted)
+            schema = parquet.schema_arrow
+            text = _text_column(schema)
+            wanted = ["image", text, *(name for name in ("image_id", *OPTIONAL) if _is_ours(schema, name))]
+            size = parquet.metadata.row_group(group).total_byte_size
+            if size > ROW_GROUP_BYTES:
+                raise ConfigError(
+                    f"{self._store.join(name)}: row group {group} holds {size / 1e9:.1f} GB and is read as one;"
+                    " write the file again with row groups of about 64 pictures"
+                )
+            table = parquet.read_row_group(group, wanted)
+            table = table.rename_columns(["text" if column == text else column for column in table.column_names])
+            if "image_id" not in wanted:
+                first = sum(parquet.metadata.row_group(before).num_rows for before in range(group))
+                ids = [_place(name, first + row) for row in range(table.num_rows)]
+                table = table.append_column("image_id", pa.array(ids, pa.string()))
+            return table
 
         return self._opened(name, read)
 
@@ -215,12 +291,16 @@ class ParquetDataset(Dataset):
 
         def look(parquet: pq.ParquetFile, stored: BinaryIO) -> _File:
             check_columns(parquet.schema_arrow, where)
-            rows = tuple(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))
+            groups = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
+            rows = tuple(group.num_rows for group in groups)
+            weights = tuple(
+                sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups
+            )
             stored.seek(entry.size - 8)
             length = int.from_bytes(stored.read(4), "little")
             stored.seek(entry.size - 8 - length)
             digest = hashlib.sha256(stored.read(length)).hexdigest()
-            return _File(entry.name, entry.size, rows, digest, tuple(parquet.schema_arrow.names))
+            return _File(entry.name, entry.size, rows, weights, digest, tuple(parquet.schema_arrow.names))
 
         return self._opened(entry.name, look)
 
@@ -238,19 +318,37 @@ class ParquetDataset(Dataset):
 
 def check_columns(schema: pa.Schema, where: str) -> None:
     """ConfigError naming what is missing and what is there, unless a schema has a dataset's columns and types."""
-    missing = [column for column in REQUIRED if column not in schema.names]
+    name = _text_column(schema)
+    missing = [column for column, there in (("image", "image" in schema.names), ("text", name)) if not there]
     if missing:
         raise ConfigError(
             f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(schema.names) or 'none'};"
-            " a dataset has image (struct of bytes and path), image_id and text"
+            " a dataset has image (struct of bytes and path), text (or caption) and, if it likes, image_id"
         )
-    image, text = schema.field("image").type, schema.field("text").type
+    image, text = schema.field("image").type, schema.field(name).type
     if pa.types.is_struct(image):
         image = next((field.type for field in image if field.name == "bytes"), None)
     if image is None or not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
         raise ConfigError(f"{where}: column image is {schema.field('image').type}, not a struct of bytes and path")
-    if not (pa.types.is_string(text) or pa.types.is_large_string(text)):
-        raise ConfigError(f"{where}: column text is {text}, not string")
+    if not is_words(text):
+        raise ConfigError(f"{where}: column {name} is {text}, not string")
+
+
+def _text_column(schema: pa.Schema) -> str | None:
+    return next((name for name in TEXT_COLUMNS if name in schema.names), None)
+
+
+def _is_ours(schema: pa.Schema, name: str) -> bool:
+    """Is there a column of this name that means what it means with us? Other people's `masks` may be anything."""
+    if name not in schema.names:
+        return False
+    type = schema.field(name).type
+    return name == "image_id" or (is_masks(type) if name == "masks" else is_words(type))
+
+
+def _place(file: str, row: int) -> str:
+    """The id of a row that has none: its file and its number there."""
+    return f"{file.removesuffix('.parquet')}/{row:06d}"
 
 
 def _example(record: dict) -> Example:
@@ -273,30 +371,35 @@ def parquet_files(entries: Sequence[Entry]) -> list[Entry]:
     ]
 
 
-FOLDERS: dict[str, Callable[[Store], Listing]] = {
+PARQUET = ("parquet", "hugging-face")
+LISTINGS: dict[str, Callable[[Store, str | None], Listing]] = {
     "folder": list_folder,
+    "webdataset": list_webdataset,
     "multi-concept-dataset": list_multi_concept,
+    "picture": list_picture,
 }
+"""Source -> its rows, from a root and the name of the one object that was given, if one was"""
 
 
-def recognise(uri: str | os.PathLike) -> tuple[str, Store, str | None]:
-    """(source, store, name of the one object or None); ConfigError where nothing there is a source."""
-    store, name = locate(uri)
+def recognise(store: Store, name: str | None) -> str:
+    """The source that fits what lies there; ConfigError where none does."""
     if name is not None:
-        if name.endswith(".parquet"):
-            return "parquet", store, name
-        if is_picture(name):
-            return "picture", store, name
-        raise ConfigError(f"{uri} is neither Parquet nor a picture that mcpl reads")
+        kinds = {"parquet": name.endswith(".parquet"), "webdataset": is_tar(name), "picture": is_picture(name)}
+        if not any(kinds.values()):
+            raise ConfigError(f"{store.join(name)} is neither Parquet nor a tar nor a picture that mcpl reads")
+        return next(kind for kind, fits in kinds.items() if fits)
     entries = store.list()
     names = [entry.name for entry in entries]
     if parquet_files(entries):
-        return "parquet", store, None
+        return "parquet"
     if any("unmasked" in name.split("/")[:-1] for name in names):
-        return "multi-concept-dataset", store, None
+        return "multi-concept-dataset"
+    if any(is_tar(name) for name in names):
+        return "webdataset"
     if any(is_picture(name) for name in names):
-        return "folder", store, None
+        return "folder"
     some = ", ".join(names[:3]) or "nothing"
     raise ConfigError(
-        f"{uri} holds no dataset: neither Parquet nor pictures with metadata.jsonl or .txt files (it holds {some})"
+        f"{store.uri} holds no dataset: neither Parquet nor tars nor pictures with metadata.jsonl or .txt files"
+        f" (it holds {some})"
     )

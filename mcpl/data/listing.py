@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 from mcpl.data.pictures import BINARY_THRESHOLD, SUFFIXES, aligned_mask, load_picture, mask_png
@@ -52,6 +52,8 @@ class Listed:
     text_file: str | None = None
     masks: Mapping[str, tuple[MaskFile, ...]] = field(default_factory=dict)
     """word -> its mask's files, the preferred one first"""
+    bytes: int = 0
+    """stored size of all its parts"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,15 @@ class Listing:
     rejected: tuple[Rejected, ...]
     digest: str
     """of names, sizes and sentences"""
+    store: Store
+    """where the rows' names are read"""
+
+
+def weigh(row: Listed, sizes: Mapping[str, int]) -> Listed:
+    """The row with its stored size."""
+    names = [row.picture, *([row.text_file] if row.text_file else ())]
+    names += [file.name for files in row.masks.values() for file in files]
+    return replace(row, bytes=sum(sizes[name] for name in names))
 
 
 def listing_digest(entries: Iterable[Entry], *texts: bytes) -> str:
@@ -89,7 +100,7 @@ def is_text(value: object) -> bool:
 NOT_TEXT = "its name is not UTF-8"
 
 
-def list_folder(store: Store) -> Listing:
+def list_folder(store: Store, name: str | None = None) -> Listing:
     """Pictures with a `metadata.jsonl` (`file_name`, `text`, optional `image_id`) or a `.txt` of the same name each."""
     entries = store.list()
     sizes = {entry.name: entry.size for entry in entries}
@@ -123,7 +134,8 @@ def list_folder(store: Store) -> Listing:
         for name in sizes
         if name not in used and is_text(name) and not is_hidden(name) and not is_picture(name)
     ]
-    return Listing(tuple(rows), tuple(rejected), listing_digest(entries, *texts))
+    weighed = tuple(weigh(row, sizes) for row in rows)
+    return Listing(weighed, tuple(rejected), listing_digest(entries, *texts), store)
 
 
 def _metadata_rows(table: str, content: bytes, sizes: Mapping[str, int]) -> Iterable[Listed | Rejected]:
@@ -162,16 +174,21 @@ def list_picture(store: Store, name: str, text: str | None = None) -> Listing:
     entries = [entry for entry in store.list(name.rpartition(".")[0]) if entry.name in (name, side)]
     if text is None and not any(entry.name == side for entry in entries):
         rejected = Rejected(name, f"no sentence: give one, or write it into {side}")
-        return Listing((), (rejected,), listing_digest(entries))
+        return Listing((), (rejected,), listing_digest(entries), store)
     row = Listed(name, name, text, None if text is not None else side)
-    return Listing((row,), (), listing_digest(entries, (text or "").encode()))
+    row = weigh(row, {entry.name: entry.size for entry in entries})
+    return Listing((row,), (), listing_digest(entries, (text or "").encode()), store)
 
 
 def load(store: Store, row: Listed) -> tuple[Example, list[Rejected]]:
     """Read a row's picture, sentence and masks; masks that are unusable are told and left out."""
-    text = row.text if row.text is not None else store.get(row.text_file).decode("utf-8-sig", "replace").strip()
+    faults: list[Rejected] = []
+    text = row.text
+    if text is None:
+        stored = store.get(row.text_file).decode("utf-8-sig", "replace")
+        text = _caption(stored, row.text_file, faults) if row.text_file.endswith(".json") else stored.strip()
     image = store.get(row.picture)
-    masks, faults = {}, []
+    masks = {}
     for word, files in row.masks.items():
         for file in files:
             try:
@@ -180,3 +197,16 @@ def load(store: Store, row: Listed) -> tuple[Example, list[Rejected]]:
             except ExampleError as fault:
                 faults.append(Rejected(file.name, f"unusable mask: {fault}"))
     return Example(row.id, image, text, masks), faults
+
+
+def _caption(stored: str, name: str, faults: list[Rejected]) -> str:
+    """The `text` or `caption` of a JSON object; empty, and told, where there is none."""
+    try:
+        record = json.loads(stored)
+    except (json.JSONDecodeError, RecursionError):
+        record = None
+    found = record if isinstance(record, dict) else {}
+    text = next((found[key] for key in ("text", "caption") if is_text(found.get(key))), "")
+    if not text:
+        faults.append(Rejected(name, "no text or caption in this JSON", repaired=True))
+    return text.strip()

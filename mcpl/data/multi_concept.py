@@ -27,6 +27,7 @@ from mcpl.data.listing import (
     is_picture,
     is_text,
     listing_digest,
+    weigh,
 )
 from mcpl.data.pictures import BINARY_THRESHOLD, OBJECT_THRESHOLD
 from mcpl.data.storage import Entry, Store
@@ -48,7 +49,7 @@ class _Group:
     """the mask folder's word -> its masks"""
 
 
-def list_multi_concept(store: Store) -> Listing:
+def list_multi_concept(store: Store, name: str | None = None) -> Listing:
     """Every picture with its sentence and masks. Reads only pictures of equal size, to find the doubled ones."""
     entries = store.list()
     rejected: list[Rejected] = []
@@ -58,7 +59,9 @@ def list_multi_concept(store: Store) -> Listing:
         if any(group.folder.startswith(f"{other.folder}/") for other in groups):
             rejected.append(Rejected(group.folder, "group inside another group", repaired=True))
         rows += _rows(store, group, rejected)
-    return Listing(tuple(rows), tuple(rejected), listing_digest(entries))
+    sizes = {entry.name: entry.size for entry in entries}
+    weighed = tuple(weigh(row, sizes) for row in rows)
+    return Listing(weighed, tuple(rejected), listing_digest(entries), store)
 
 
 def _groups(store: Store, entries: Sequence[Entry], rejected: list[Rejected]) -> list[_Group]:

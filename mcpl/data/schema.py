@@ -23,6 +23,18 @@ DATASET = pa.schema(
 REQUIRED = ("image", "image_id", "text")
 OPTIONAL = ("masks", "truth", "group")
 
+
+def is_words(type: pa.DataType) -> bool:
+    return pa.types.is_string(type) or pa.types.is_large_string(type)
+
+
+def is_masks(type: pa.DataType) -> bool:
+    """Is it MASKS, whatever the program that wrote it calls a list's elements?"""
+    if not (pa.types.is_list(type) or pa.types.is_large_list(type)) or not pa.types.is_struct(type.value_type):
+        return False
+    return {field.name for field in type.value_type} == {field.name for field in MASKS.value_type}
+
+
 CONCEPT = pa.struct(
     [
         ("slug", pa.string()),

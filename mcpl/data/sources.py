@@ -1,21 +1,23 @@
 """Where examples come from. A source is one function and one line in SOURCES.
 
-A source yields an Example for every row and a Rejected, with its reason, for whatever else it meets. `Dataset`
-opens the same places for training: counted, fingerprinted, cut into shards.
+A source opens as a `Dataset`: counted, fingerprinted, cut into shards. Iterating over it yields an Example for every
+row and a Rejected, with its reason, for whatever else it meets.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mcpl.data.checks import DatasetInfo, ValidationReport, info, validate
-from mcpl.data.dataset import FOLDERS, Dataset, ShardRef, recognise
-from mcpl.data.listing import Listing, Rejected, list_picture, load
+from mcpl.data.dataset import Dataset, ShardRef
+from mcpl.data.listing import Rejected
 from mcpl.data.pictures import load_picture, mask_png, picture_png
-from mcpl.data.storage import Store, locate, open_store
-from mcpl.data.writing import MarkReport, WriteReport, checked, mark_dataset, write_dataset
+from mcpl.data.schema import REQUIRED
+from mcpl.data.storage import locate
+from mcpl.data.writing import MarkReport, WriteReport, build_dataset, checked, mark_dataset, write_dataset
 from mcpl.errors import ConfigError, ExampleError
 from mcpl.types import Example
 
@@ -28,6 +30,7 @@ __all__ = [
     "ShardRef",
     "ValidationReport",
     "WriteReport",
+    "build_dataset",
     "checked",
     "detect",
     "info",
@@ -39,34 +42,41 @@ __all__ = [
     "write_dataset",
 ]
 
-Items = Iterator[Example | Rejected]
 
-
-def parquet(uri: str | os.PathLike) -> Items:
+def parquet(uri: str | os.PathLike) -> Dataset:
     """A Parquet file, or every Parquet file of a directory or S3 prefix."""
-    yield from Dataset.open(uri).examples()
+    return Dataset.open(uri, "parquet")
 
 
-def folder(uri: str | os.PathLike) -> Items:
+def hugging_face(uri: str | os.PathLike) -> Dataset:
+    """Parquet as Hugging Face writes it: sentences in `text` or `caption`, ids made from the places of the rows."""
+    return Dataset.open(uri, "hugging-face")
+
+
+def webdataset(uri: str | os.PathLike) -> Dataset:
+    """A tar, or every tar of a directory or S3 prefix: pictures with a .txt or .json of the same stem."""
+    return Dataset.open(uri, "webdataset")
+
+
+def folder(uri: str | os.PathLike) -> Dataset:
     """Pictures with a metadata.jsonl or with .txt files beside them."""
-    yield from _listed(open_store(uri), FOLDERS["folder"])
+    return Dataset.open(uri, "folder")
 
 
-def multi_concept_dataset(uri: str | os.PathLike) -> Items:
+def multi_concept_dataset(uri: str | os.PathLike) -> Dataset:
     """The authors' Multi-Concept-Dataset, or any part of it that holds `unmasked` folders."""
-    yield from _listed(open_store(uri), FOLDERS["multi-concept-dataset"])
+    return Dataset.open(uri, "multi-concept-dataset")
 
 
-def picture(uri: str | os.PathLike, text: str | None = None) -> Items:
-    """One picture; its sentence given or in a .txt of the same name."""
-    store, name = locate(uri)
-    if name is None:
-        raise ConfigError(f"{uri} is a folder, not a picture")
-    yield from _listed(store, lambda store: list_picture(store, name, text))
+def picture(uri: str | os.PathLike) -> Dataset:
+    """One picture, its sentence in a .txt of the same name."""
+    return Dataset.open(uri, "picture")
 
 
-SOURCES: dict[str, Callable[[str], Items]] = {
+SOURCES: dict[str, Callable[[str], Dataset]] = {
     "parquet": parquet,
+    "hugging-face": hugging_face,
+    "webdataset": webdataset,
     "folder": folder,
     "multi-concept-dataset": multi_concept_dataset,
     "picture": picture,
@@ -75,16 +85,7 @@ SOURCES: dict[str, Callable[[str], Items]] = {
 
 def detect(uri: str | os.PathLike) -> str:
     """The name of the source that fits what lies there; ConfigError where none does."""
-    return recognise(uri)[0]
-
-
-def _listed(store: Store, list_rows: Callable[[Store], Listing]) -> Items:
-    listing = list_rows(store)
-    yield from listing.rejected
-    for row in listing.rows:
-        example, faults = load(store, row)
-        yield from faults
-        yield example
+    return Dataset.open(uri).kind
 
 
 def picture_and_sentence(path: str | os.PathLike, text: str) -> Example:
@@ -103,9 +104,7 @@ def picture_and_sentence(path: str | os.PathLike, text: str) -> Example:
 NAMINGS = ("unnamed", "named", "never")
 
 
-def scenes(
-    count: int, seed: int = 0, objects: int = 2, naming: str = "unnamed", scale: int = 1, **options
-) -> Iterator[Example]:
+def scenes(count: int, seed: int = 0, objects: int = 2, naming: str = "unnamed", scale: int = 1, **options) -> Dataset:
     """Rendered scenes with exact masks and their truth; the same arguments give the same bytes.
 
     objects  in each scene
@@ -113,11 +112,6 @@ def scenes(
     scale    pixels per pixel of the base's pictures
     options  of `sample_scene`
     """
-    from PIL import Image
-
-    from mcpl.scenes.grammar import marked_sentence
-    from mcpl.scenes.render import render
-    from mcpl.scenes.scene import sample_scene
     from mcpl.scenes.world import shapes
 
     if naming not in NAMINGS:
@@ -125,12 +119,51 @@ def scenes(
     pool = shapes(naming)
     if not 1 <= objects <= len(pool):
         raise ConfigError(f"objects = {objects}: there are {len(pool)} {naming} shapes ({', '.join(pool)})")
-    for index in range(count):
-        scene = sample_scene([seed, index], objects=objects, pool=pool, **options)
-        pixels, masks = render(scene, scale)
+    return _Scenes(count, seed, scale, {"objects": objects, "pool": pool} | options)
+
+
+class _Scenes(Dataset):
+    """Scenes are rendered when they are read."""
+
+    kind = "scenes"
+    columns = (*REQUIRED, "masks", "truth")
+
+    def __init__(self, count: int, seed: int, scale: int, options: dict):
+        self.count, self._seed, self._scale, self._options = count, seed, scale, options
+        self.uri = f"{count} scenes of seed {seed}"
+        self.digest = hashlib.sha256(repr((count, seed, scale, sorted(options.items()))).encode()).hexdigest()[:16]
+        self.bytes = self.weigh(ShardRef("", 0, 0, count))
+
+    def load(self, ref: ShardRef) -> Iterator[tuple[Example, list[Rejected]]]:
+        return ((self._render(index), []) for index in range(ref.start, ref.stop))
+
+    def ids(self) -> list[str]:
+        return [self._id(index) for index in range(self.count)]
+
+    def weigh(self, ref: ShardRef) -> int:
+        return 4096 * self._scale * ref.rows  # not rendered yet: a guess, the same every time
+
+    def only(self, refs: Sequence[ShardRef]) -> Dataset:
+        return self
+
+    def _groups(self) -> Iterator[tuple[str, int, int]]:
+        yield "", 0, self.count
+
+    def _id(self, index: int) -> str:
+        return f"scene-{self._seed}-{index:06d}"
+
+    def _render(self, index: int) -> Example:
+        from PIL import Image
+
+        from mcpl.scenes.grammar import marked_sentence
+        from mcpl.scenes.render import render
+        from mcpl.scenes.scene import sample_scene
+
+        scene = sample_scene([self._seed, index], **self._options)
+        pixels, masks = render(scene, self._scale)
         found = {item.shape: mask_png(mask) for item, mask in zip(scene.objects, masks, strict=True) if mask.any()}
         image = picture_png(Image.fromarray(pixels))
-        yield Example(f"scene-{seed}-{index:06d}", image, marked_sentence(scene), found, scene.to_json())
+        return Example(self._id(index), image, marked_sentence(scene), found, scene.to_json())
 
 
 def scenes_mc(name: str, split: str) -> Iterator[Example]:

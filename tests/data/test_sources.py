@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,12 +46,44 @@ def write_folder(folder, lines: dict | None = None) -> str:
     return str(folder)
 
 
+def hugging_face_table(count: int, text: str = "caption") -> pa.Table:
+    """As `datasets` saves pictures: no ids, a caption, the features in the metadata, a further column."""
+    rows = [
+        {"image": {"bytes": png((i, 0, 0)), "path": f"{i}.png"}, text: f"a <cat> of {i}", "label": i}
+        for i in range(count)
+    ]
+    features = {"info": {"features": {"image": {"_type": "Image"}, text: {"dtype": "string", "_type": "Value"}}}}
+    return pa.Table.from_pylist(rows).replace_schema_metadata({"huggingface": json.dumps(features)})
+
+
+def write_tar(path, members: dict[str, bytes]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_bytes(members))
+    return str(path)
+
+
+def tar_bytes(members: dict[str, bytes], **options) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
 # -- every source keeps the same promises ------------------------------------------------------------------------
 
 
 def make_source(kind: str, folder) -> str:
     if kind == "parquet":
         return write_dataset(examples(3), folder / "set").uri
+    if kind == "hugging-face":
+        pq.write_table(hugging_face_table(5), folder / "train-00000-of-00001.parquet", row_group_size=2)
+        return str(folder)
+    if kind == "webdataset":
+        write_tar(folder / "set" / "a.tar", {"1.png": png(), "1.txt": b"a <cat>", "2.png": png(), "2.txt": b"a <dog>"})
+        return str(folder / "set")
     if kind == "folder":
         return write_folder(folder / "photos")
     if kind == "picture":
@@ -72,6 +106,9 @@ def test_each_source_is_recognised_read_and_opened(kind, tmp_path):
     assert list(dataset.examples()) == read
     assert dataset.ids() == [example.id for example in read]
     assert all("<" in example.text for example in read)
+    shards = dataset.shards(1)
+    assert [e for ref in shards[1:] for e in dataset.only(shards[1:]).read(ref)] == read[1:], "and in parts"
+    assert 0 < dataset.weigh(shards[0]) <= dataset.bytes
     assert Dataset.open(uri).digest == dataset.digest
     sources.info(uri)
     assert sources.validate(uri).ok
@@ -139,8 +176,8 @@ def table(**columns) -> pa.Table:
 
 
 def test_missing_columns_are_named_with_what_is_there(tmp_path):
-    pq.write_table(table().drop_columns(["image_id", "text"]).append_column("caption", [["a"]]), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match=r"a\.parquet lacks the columns image_id, text; it has image, caption"):
+    pq.write_table(table().drop_columns(["image_id", "text"]).append_column("label", [["a"]]), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=r"a\.parquet lacks the columns text; it has image, label"):
         Dataset.open(tmp_path)
 
 
