@@ -3,9 +3,13 @@
 
     python pipelines/build_dataset.py scenes --n 64 --out data/scenes
     python pipelines/build_dataset.py scenes-mc --split test --out data/scenes-mc
-    python pipelines/build_dataset.py folder photos/ --out s3://bucket/photos
+    python pipelines/build_dataset.py folder photos/ --out s3://bucket/photos --workers 8
+    python pipelines/build_dataset.py webdataset s3://bucket/tars --out s3://bucket/pictures --workers 8
+    python pipelines/build_dataset.py hugging-face downloaded/data --out data/captions
     python pipelines/build_dataset.py multi-concept Multi-Concept-Dataset/ --out data/authors
     python pipelines/build_dataset.py parquet old.parquet --out data/new
+
+The files are the same, byte for byte, whatever --workers says; the same command again goes on where one was killed.
 
 Ends with one line on stdout. Exit code 0: written; 1: written, but some rows were rejected and --strict was given;
 2: wrong input, nothing to write.
@@ -13,17 +17,21 @@ Ends with one line on stdout. Exit code 0: written; 1: written, but some rows we
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
 
 import typer
 
 from mcpl.errors import MCPLError
+
+if TYPE_CHECKING:
+    from mcpl.data.sources import Dataset
 
 app = typer.Typer(
     help=__doc__.split("\n\n")[0], no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -34,6 +42,9 @@ Source = Annotated[str, typer.Argument(help="directory, file or s3://bucket/pref
 Check = Annotated[bool, typer.Option(help="decode every picture and leave out those that cannot be")]
 Strict = Annotated[bool, typer.Option(help="exit code 1 where rows were rejected")]
 RowGroup = Annotated[int, typer.Option(min=1, help="pictures per Parquet row group")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="1: in this process; more: Ray tasks, on RAY_ADDRESS or this machine")
+]
 
 
 @app.command()
@@ -47,11 +58,12 @@ def scenes(
     ] = "unnamed",
     scale: Annotated[int, typer.Option(min=1, help="pixels per pixel of the base's pictures")] = 1,
     row_group: RowGroup = 64,
+    workers: Workers = 1,
 ) -> None:
     """Rendered scenes with exact masks: by default their shapes are new words to the base."""
     from mcpl.data import sources
 
-    _build(sources.scenes(n, seed, objects, shapes, scale), out, row_group, check=False, strict=False, total=n)
+    _build(sources.scenes(n, seed, objects, shapes, scale), out, row_group, workers, check=False, strict=False)
 
 
 class Split(StrEnum):
@@ -104,36 +116,56 @@ def scenes_mc(
 
 
 @app.command()
-def folder(path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64) -> None:
+def folder(
+    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
+) -> None:
     """A folder with metadata.jsonl (file_name, text), or with a .txt beside each picture."""
-    _convert("folder", path, out, check, strict, row_group)
+    _convert("folder", path, out, row_group, workers, check, strict)
+
+
+@app.command()
+def webdataset(
+    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
+) -> None:
+    """Tars: 000012.jpg with 000012.txt or .json (text, caption), masks as 000012.mask.WORD.png."""
+    _convert("webdataset", path, out, row_group, workers, check, strict)
+
+
+@app.command()
+def hugging_face(
+    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
+) -> None:
+    """Parquet as Hugging Face stores it: image, text or caption; ids are made."""
+    _convert("hugging-face", path, out, row_group, workers, check, strict)
 
 
 @app.command()
 def multi_concept(
-    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64
+    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
 ) -> None:
     """The authors' Multi-Concept-Dataset, or a part of it."""
-    _convert("multi-concept-dataset", path, out, check, strict, row_group)
+    _convert("multi-concept-dataset", path, out, row_group, workers, check, strict)
 
 
 @app.command()
-def parquet(path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64) -> None:
+def parquet(
+    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
+) -> None:
     """Parquet with image, image_id and text, cut into new row groups."""
-    _convert("parquet", path, out, check, strict, row_group)
+    _convert("parquet", path, out, row_group, workers, check, strict)
 
 
-def _convert(source: str, path: str, out: str, check: bool, strict: bool, row_group: int) -> None:
-    from mcpl.data.sources import SOURCES, Dataset
+def _convert(source: str, path: str, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:
+    from mcpl.data.sources import SOURCES
 
-    dataset = Dataset.open(path)  # counts, and refuses what is none
-    _build(SOURCES[source](path), out, row_group, check, strict, dataset.count)
+    _build(SOURCES[source](path), out, row_group, workers, check, strict)
 
 
-def _build(items: Iterable, out: str, row_group: int, check: bool, strict: bool, total: int) -> None:
-    from mcpl.data.sources import checked, write_dataset
+def _build(source: Dataset, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:
+    from mcpl.data.sources import build_dataset
 
-    report = write_dataset(_shown(checked(items) if check else items, total), out, row_group)
+    with _each(workers) as each, _bar(source.count) as advance:
+        report = build_dataset(source, out, check, row_group, each=each, on_part=advance)
     for label, text in report.faults.lines():
         typer.echo(f"{label}: {text}", err=True)
     size = f"{report.bytes / 1e6:.1f} MB" if report.bytes >= 1e5 else f"{report.bytes / 1e3:.1f} kB"
@@ -142,20 +174,29 @@ def _build(items: Iterable, out: str, row_group: int, check: bool, strict: bool,
         raise typer.Exit(1)
 
 
-def _shown(items: Iterable, total: int) -> Iterator:
-    """The items, with a progress bar on stderr where a person is watching."""
+@contextlib.contextmanager
+def _each(workers: int) -> Iterator:
+    """What applies a function to every part of the build."""
+    if workers == 1:
+        yield map
+        return
+    from mcpl.orchestration.building import workers as on_ray
+
+    with on_ray(workers) as each:
+        yield each
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable]:
+    """A progress bar on stderr where a person is watching; called with every part that is done."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mcpl.types import Example
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("pictures", total=total)
-        for item in items:
-            yield item
-            progress.advance(task, isinstance(item, Example))
+        yield lambda part: progress.advance(task, part.rows + part.faults.lost)
 
 
 def main() -> None:
