@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -162,10 +162,13 @@ def _convert(source: str, path: str, out: str, row_group: int, workers: int, che
 
 
 def _build(source: Dataset, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:
+    from mcpl.cli.terminal import bar
     from mcpl.data.sources import build_dataset
 
-    with _each(workers) as each, _bar(source.count) as advance:
-        report = build_dataset(source, out, check, row_group, each=each, on_part=advance)
+    with _each(workers) as each, bar("pictures", source.count) as advance:
+        report = build_dataset(
+            source, out, check, row_group, each=each, on_part=lambda part: advance(part.rows + part.faults.lost)
+        )
     for label, text in report.faults.lines():
         typer.echo(f"{label}: {text}", err=True)
     size = f"{report.bytes / 1e6:.1f} MB" if report.bytes >= 1e5 else f"{report.bytes / 1e3:.1f} kB"
@@ -184,19 +187,6 @@ def _each(workers: int) -> Iterator:
 
     with on_ray(workers) as each:
         yield each
-
-
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable]:
-    """A progress bar on stderr where a person is watching; called with every part that is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("pictures", total=total)
-        yield lambda part: progress.advance(task, part.rows + part.faults.lost)
 
 
 def main() -> None:

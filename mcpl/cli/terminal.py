@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -19,6 +21,18 @@ def adjusted_recipe(name: str, **changes: object):
     from mcpl.recipes import adjust, load
 
     return adjust(load(name), **changes)
+
+
+@contextlib.contextmanager
+def bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr where a person is watching; called with the number of steps done (1)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    there = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=there, disable=not there.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda steps=1: progress.advance(task, steps)
 
 
 def print_metrics(metrics) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mcpl.data.dataset import Dataset, ListedDataset
+from mcpl.data.dataset import Dataset
 from mcpl.data.listing import Rejected
 from mcpl.data.pictures import aligned_mask, load_picture
 from mcpl.data.writing import TAKEN, Faults
 from mcpl.errors import ExampleError
-from mcpl.types import Example
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -80,20 +78,29 @@ def _faults(rejected: Sequence[Rejected]) -> Faults:
 
 @dataclass(frozen=True)
 class Spread:
-    """Smallest, middle and largest of some numbers."""
+    """Smallest, middle and largest of some whole numbers."""
 
-    low: float
-    median: float
-    high: float
+    low: int
+    median: int
+    high: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        return cls(min(values), statistics.median(values), max(values)) if values else None
+    def of(cls, counts: Counter[int]) -> Spread | None:
+        """From value -> how often: what grows with the values' range, not with the rows."""
+        if not counts:
+            return None
+        values = sorted(counts)
+        middle, reached = (counts.total() - 1) // 2, 0
+        for median in values:
+            reached += counts[median]
+            if reached > middle:
+                break
+        return cls(values[0], median, values[-1])
 
     def __str__(self) -> str:
         if self.low == self.high:
-            return f"{self.low:g}"
-        return f"{self.low:g} to {self.high:g}, median {self.median:g}"
+            return f"{self.low}"
+        return f"{self.low} to {self.high}, median {self.median}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,15 @@ class ValidationReport:
     words: Spread | None
     """words and signs per sentence"""
     tokens: Spread | None
-    """tokens per sentence, where a tokenizer was given"""
+    """tokens per sentence, start, end and the longest template around it included, where a tokenizer was given"""
     concepts: Counter[int]
     """placeholders in a sentence -> rows"""
     masked: int
     """rows with at least one mask"""
+    sizes: Spread | None = None
+    """bytes of a stored picture"""
+    tokenizer: str = ""
+    """whose tokens were counted"""
 
     @property
     def ok(self) -> bool:
@@ -127,16 +138,26 @@ class ValidationReport:
 
     def __str__(self) -> str:
         concepts = ", ".join(f"{rows} rows with {count}" for count, rows in sorted(self.concepts.items()))
-        spreads = {"width": self.widths, "height": self.heights, "sentence": self.words, "tokens": self.tokens}
-        units = {"width": "px", "height": "px", "sentence": "words and signs", "tokens": "tokens"}
+        tokens = f"tokens of {self.tokenizer or 'the tokenizer'}"
+        spreads = {
+            "stored": (self.sizes, "bytes a picture"),
+            "width": (self.widths, "px"),
+            "height": (self.heights, "px"),
+            "sentence": (self.words, "words and signs"),
+            "tokens": (self.tokens, f"{tokens}, start, end and templates included"),
+        }
         return _lines(
             ("dataset", f"{self.uri} ({self.kind})"),
             ("rows", f"{self.rows}: {self.good} can be learned, {self.rows - self.good} cannot"),
             ("pictures", f"{_size(self.bytes)}, {self.masked} with masks"),
-            *((name, f"{spread} {units[name]}") for name, spread in spreads.items() if spread),
+            *((name, f"{spread} {unit}") for name, (spread, unit) in spreads.items() if spread),
             ("to learn", concepts or "nothing"),
             *self.faults.lines(),
         )
+
+    def bad_rows(self, most: int) -> list[tuple[str, str]]:
+        """(id or place, reason) of the first rows that cannot be learned and things that became none."""
+        return [(fault.id, fault.reason) for fault in self.faults.first if not fault.repaired][:most]
 
     def __rich__(self) -> Text:
         return _plain(self)
@@ -147,24 +168,31 @@ def validate(
     words: str = "marked",
     token_length: Callable[[str], int] | None = None,
     token_limit: int | None = None,
+    tokenizer: str = "",
+    on_row: Callable[[], None] = lambda: None,
 ) -> ValidationReport:
-    """Read everything: decode every picture, parse every sentence, meet every id once.
+    """Read everything, a row group at a time: decode every picture, parse every sentence, meet every id once.
 
     words         which words are learned, as in a recipe
     token_length  tokens of a sentence, start and end included; with token_limit, longer sentences are faults
+    tokenizer     whose tokens those are, for the report
     """
     from mcpl.prompts import parse
 
     dataset = Dataset.open(uri)
     faults = _faults(dataset.rejected)
-    sizes: list[tuple[int, int]] = []
-    lengths: list[int] = []
-    tokens: list[int] = []
+    widths: Counter[int] = Counter()
+    heights: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    lengths: Counter[int] = Counter()
+    tokens: Counter[int] = Counter()
     concepts: Counter[int] = Counter()
     seen: set[str] = set()
     good = masked = stored = 0
-    for example, mask_faults in _read(dataset):
+    for example, mask_faults in (item for shard in dataset.shards(64) for item in dataset.load(shard)):
+        on_row()
         stored += len(example.image)
+        sizes[_coarse(len(example.image))] += 1
         masked += bool(example.masks)
         for fault in mask_faults:
             faults.add(fault)
@@ -174,7 +202,8 @@ def validate(
         seen.add(example.id)
         try:
             picture = load_picture(example.image)
-            sizes.append(picture.size)
+            widths[picture.width] += 1
+            heights[picture.height] += 1
             for word, png in example.masks.items():
                 try:
                     aligned_mask(png, picture)
@@ -184,12 +213,13 @@ def validate(
             reasons.append(str(fault))
         try:
             sentence = parse(example.text, words)
-            lengths.append(len(sentence.words))
+            lengths[len(sentence.words)] += 1
             concepts[len(sentence.concepts)] += 1
             if token_length is not None:
-                tokens.append(token_length(example.text))
-                if token_limit is not None and tokens[-1] > token_limit:
-                    reasons.append(f"sentence too long: {tokens[-1]} tokens, the text encoder holds {token_limit}")
+                length = token_length(example.text)
+                tokens[length] += 1
+                if token_limit is not None and length > token_limit:
+                    reasons.append(f"sentence too long: {length} tokens, the text encoder holds {token_limit}")
         except ExampleError as fault:
             reasons.append(str(fault))
         for reason in reasons:
@@ -202,18 +232,18 @@ def validate(
         good=good,
         faults=faults,
         bytes=stored,
-        widths=Spread.of([width for width, _ in sizes]),
-        heights=Spread.of([height for _, height in sizes]),
+        widths=Spread.of(widths),
+        heights=Spread.of(heights),
         words=Spread.of(lengths),
         tokens=Spread.of(tokens),
         concepts=concepts,
         masked=masked,
+        sizes=Spread.of(sizes),
+        tokenizer=tokenizer,
     )
 
 
-def _read(dataset: Dataset) -> Iterator[tuple[Example, Sequence[Rejected]]]:
-    for shard in dataset.shards(64):
-        if isinstance(dataset, ListedDataset):
-            yield from dataset.load(shard)
-        else:
-            yield from ((example, ()) for example in dataset.read(shard))
+def _coarse(size: int) -> int:
+    """Bytes to three digits, so that a million pictures have some thousand sizes."""
+    step = 10 ** max(len(str(size)) - 3, 0)
+    return size // step * step

@@ -103,6 +103,18 @@ class Dataset:
             for start in range(0, rows, size)
         ]
 
+    def spread(self, count: int) -> list[ShardRef]:
+        """`count` single rows (all, where there are fewer), evenly over the dataset."""
+        count = min(count, self.count)
+        wanted = [row * self.count // count for row in range(count)]
+        found: list[ShardRef] = []
+        before = 0
+        for file, group, rows in self._groups():
+            here = [row - before for row in wanted[len(found) :] if row < before + rows]
+            found += [ShardRef(file, group, row, row + 1) for row in here]
+            before += rows
+        return found
+
     def read(self, ref: ShardRef) -> list[Example]:
         """The examples of one shard. What is wrong with a picture shows when it is decoded, not here."""
         return [example for example, _ in self.load(ref)]
