@@ -126,8 +126,11 @@ def _scan(store: Store, tar: Entry) -> tuple[list[Member], list[Rejected]]:
             while (info := headers.next()) is not None:
                 if info.size < 0 or not end < info.offset_data <= headers.offset:
                     raise tarfile.ReadError("a header leads backwards")
+                end = info.offset_data
+                if end + info.size > tar.size:
+                    raise tarfile.ReadError(f"its last member, {_shown(info.name)}, is not whole")
                 end = headers.offset
-                if fault := _fault(info, tar):
+                if fault := _fault(info):
                     faults.append(Rejected(f"{tar.name}!{_shown(info.name)}", fault))
                 elif info.isreg():
                     members.append(Member(tar.name, info.name.removeprefix("./"), info.offset_data, info.size))
@@ -146,7 +149,7 @@ def _scan(store: Store, tar: Entry) -> tuple[list[Member], list[Rejected]]:
     return members, faults
 
 
-def _fault(info: tarfile.TarInfo, tar: Entry) -> str | None:
+def _fault(info: tarfile.TarInfo) -> str | None:
     """Why a member cannot be read; folders are no fault."""
     parts = info.name.removeprefix("./").split("/")
     if not is_text(info.name):
@@ -157,8 +160,6 @@ def _fault(info: tarfile.TarInfo, tar: Entry) -> str | None:
         return "member whose name leaves the tar"
     if info.isreg() and any(part.startswith(".") for part in parts):
         return "hidden file"
-    if info.isreg() and info.offset_data + info.size > tar.size:
-        return "member that is cut short"
     return None
 
 

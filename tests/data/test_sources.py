@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +17,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError, ExampleError
 from mcpl.types import Example
 
-from .conftest import png
+from .conftest import png, tar_bytes
 
 
 def examples(count: int, start: int = 0) -> list[Example]:
@@ -60,16 +58,6 @@ def write_tar(path, members: dict[str, bytes]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(tar_bytes(members))
     return str(path)
-
-
-def tar_bytes(members: dict[str, bytes], **options) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 # -- every source keeps the same promises ------------------------------------------------------------------------
