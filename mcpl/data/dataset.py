@@ -189,6 +189,7 @@ class ListedDataset(Dataset):
     def only(self, refs: Sequence[ShardRef]) -> Dataset:
         small = copy.copy(self)
         small._first, small.rejected = refs[0].start, ()
+        small._store = copy.copy(self._store)  # a tar that it holds open is read by it alone
         small._rows = self._rows[refs[0].start - self._first : refs[-1].stop - self._first]
         return small
 
