@@ -204,9 +204,24 @@ def test_a_dataset_is_looked_at_before_it_is_learned(monkeypatch, capsys, photo,
     code, printed = run(monkeypatch, capsys, "dataset", "mark", tmp_path / "plain", "--nouns", tmp_path / "nouns.txt")
     assert code == 0 and "2 of 2 rows" in printed and str(tmp_path / "plain") in printed.replace("\n", "")
     look = ("dataset", "validate", tmp_path / "plain", "--words", "list:star")
-    assert run(monkeypatch, capsys, *look)[0] == 0
+    code, printed = run(monkeypatch, capsys, *look)
+    assert code == 0 and "tokens of scenes-v1" in printed, "the shipped base counts, and limits nothing"
     code, printed = run(monkeypatch, capsys, *look, "--model", tiny_base_dir)
-    assert code == 1 and "sentence too long (first: b)" in printed
+    assert code == 1 and "sentence too long (first: b)" in printed and "bad        b: sentence too long: 5" in printed
+    assert "bad        b" not in run(monkeypatch, capsys, *look, "--model", tiny_base_dir, "--bad", 0)[1]
+
+
+def test_a_dataset_is_previewed_as_one_page(monkeypatch, capsys, photo, tmp_path):
+    rows = [Example("a", photo.read_bytes(), "a red <star>"), Example("b", b"junk", "a [b] <i>")]
+    write_dataset(rows, tmp_path / "set")
+    page = tmp_path / "pages" / "page.html"
+    code, printed = run(monkeypatch, capsys, "dataset", "preview", tmp_path / "set", "--out", page, "-n", 5)
+    assert code == 0 and printed.replace("\n", "") == str(page)
+    html = page.read_text()
+    assert html.count("<article") == 2 and html.count("<img") == 1 and "not a picture: its format is not known" in html
+    assert "&lt;star&gt;" in html and "<i>" not in html and list(page.parent.iterdir()) == [page]
+    code, printed = run(monkeypatch, capsys, "dataset", "preview", tmp_path / "none", "--out", page)
+    assert code == 1 and printed.startswith("mcpl: nothing is at ")
 
 
 def test_every_command_has_help():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
@@ -218,6 +219,54 @@ def test_hidden_and_underscored_parquet_is_no_data(tmp_path):
     for name in ("_temporary.parquet", ".hidden.parquet"):
         (tmp_path / name).write_bytes(b"junk")
     assert Dataset.open(tmp_path).count == 3
+
+
+# -- Hugging Face's Parquet -----------------------------------------------------------------------------------------
+
+
+def put_parquet(root: str, name: str, rows: pa.Table, **options) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, **options)
+    open_store(root).put(name, buffer.getvalue())
+
+
+def test_hugging_faces_parquet_gets_ids_and_sentences(root):
+    put_parquet(root, "data/train-00000-of-00002.parquet", hugging_face_table(5), row_group_size=2)
+    put_parquet(root, "data/train-00001-of-00002.parquet", hugging_face_table(2, "text"))
+    dataset = Dataset.open(root)
+    expected = [f"data/train-0000{file}-of-00002/{row:06d}" for file, rows in ((0, 5), (1, 2)) for row in range(rows)]
+    assert dataset.kind == "hugging-face" and dataset.ids() == expected
+    assert [e.id for ref in dataset.shards(1) for e in dataset.read(ref)] == expected
+    assert [(e.text, e.image) for e in dataset.examples()][4:6] == [
+        ("a <cat> of 4", png((4, 0, 0))),
+        ("a <cat> of 0", png((0, 0, 0))),
+    ]
+    assert sources.info(root).row_groups == 4 and sources.validate(root).ok
+    report = sources.build_dataset(dataset, f"{root}-built", row_group=3)
+    built = Dataset.open(report.uri)
+    assert built.kind == "parquet" and list(built.examples()) == list(dataset.examples())
+    assert [shard.rows for shard in built.shards(64)] == [3, 3, 1]
+
+
+def test_other_peoples_columns_of_our_names_are_not_read_as_ours(tmp_path):
+    pq.write_table(
+        hugging_face_table(1).append_column("masks", [[7]]).append_column("group", [[3]]), tmp_path / "a.parquet"
+    )
+    (example,) = Dataset.open(tmp_path).examples()
+    assert example.masks == {} and example.group is None
+
+
+def test_a_row_group_that_cannot_be_held_is_refused_with_advice(tmp_path, monkeypatch):
+    pq.write_table(hugging_face_table(5), tmp_path / "a.parquet")
+    monkeypatch.setattr("mcpl.data.dataset.ROW_GROUP_BYTES", 100)
+    with pytest.raises(ConfigError, match="row group 0 holds .* write the file again with row groups of about 64"):
+        list(Dataset.open(tmp_path).examples())
+
+
+def test_rows_are_taken_evenly_from_the_whole(tmp_path):
+    dataset = Dataset.open(write_dataset(examples(25), tmp_path, row_group=4, rows_per_file=10).uri)
+    assert [e.id for ref in dataset.spread(5) for e in dataset.read(ref)] == ["p0", "p5", "p10", "p15", "p20"]
+    assert [e.id for ref in dataset.spread(99) for e in dataset.read(ref)] == dataset.ids()
 
 
 # -- folders -----------------------------------------------------------------------------------------------------
