@@ -103,3 +103,12 @@ def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, started):
     report = build_dataset(source, out, **SMALL)
     assert report.rows == 27 and content(str(out)) == content(alone.uri)
     assert there.items() <= {path.name: path.stat().st_mtime_ns for path in Path(out).iterdir()}.items()
+
+
+def test_the_command_builds_on_ray_what_it_builds_alone(tmp_path, started):
+    for name, workers in (("alone", 1), ("ray", 2)):
+        process = started(
+            "pipelines/build_dataset.py", "scenes", "--n", 5, "--workers", workers, "--out", tmp_path / name
+        )
+        assert process.wait(240) == 0
+    assert content(f"{tmp_path}/ray") == content(f"{tmp_path}/alone") and len(content(f"{tmp_path}/ray")) == 1
