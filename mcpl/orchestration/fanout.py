@@ -54,6 +54,8 @@ STOP_SECONDS = 1.5
 """What a stop waits for workers to let go. `ray job stop` kills three seconds after it asks."""
 FINISH_SECONDS = 10.0
 """What Ray Train gets to end by itself once everything is learned; it may still wait for a lost node's replacement."""
+RESIZE_SECONDS = 300.0
+"""Between two looks at whether more workers fit. Every change starts the whole group again: what is in hand is lost."""
 DRAIN_SECONDS = 5.0
 """A node that is taken away sooner than this has no time to finish a shard: it is dropped, and others begin it anew."""
 COMMIT_SECONDS = 900.0
@@ -493,6 +495,7 @@ def _trainer(handle, orders: Orders, workers, scratch: str, verbose: bool) -> Da
             num_workers=workers,
             use_gpu=placement.gpus_per_worker > 0,
             resources_per_worker=_resources(placement),
+            elastic_resize_monitor_interval_s=float(os.environ.get("MCPL_RESIZE_SECONDS", RESIZE_SECONDS)),
         ),
         run_config=TrainRunConfig(
             storage_path=scratch,
