@@ -1,6 +1,6 @@
 """How much the fan-out itself can carry: a whole run with a learner that does nothing.
 
-    python -m benchmarks.control_plane --rows 1000000 [--workers 2] [--shard-size 32] [--folder DIRECTORY]
+    python -m benchmarks.control_plane --rows 1000000 [--workers 2] [--shard-size 64] [--folder DIRECTORY]
 
 Everything is real but the learning: a dataset in Parquet, Ray Train's workers, the queue actor, leases and beats, and
 every part encoded and committed to disk with fsync and a hard link. A row is as large as one of Stable Diffusion 1.x:
@@ -253,7 +253,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--shard-size", type=int, default=32)
+    parser.add_argument("--shard-size", type=int, default=64)
     parser.add_argument("--folder", type=Path, help="where dataset and bank go, 9 GB for a million; else temporary")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="mcpl-control-plane-") as folder:

@@ -170,17 +170,17 @@ def test_a_drained_node_finishes_its_shard_first(nodes, scenario, started):
 def test_a_group_that_may_shrink_and_grow(nodes, scenario, started):
     """Begun by one worker, since a second node is not there; it joins, is drained, and leaves without losing work."""
     nodes.add("one")
-    expected = prepared(scenario, 40, seconds=0.5)
+    expected = prepared(scenario, 24, wait=["p0005"])
+    before = scenario.pids()
     driver = started(
         "pipelines/train_all.py", *arguments(scenario), "--workers", "1:2",
         **nodes.environment, MCPL_RESIZE_SECONDS="2",
     )  # fmt: skip
-    eventually(lambda: parts(scenario), what="the first part")
-    before = scenario.pids()
+    eventually((scenario.stub_folder / "waiting-p0005").exists, what="one worker in the middle of its shard")
+    assert len(scenario.pids() - before) == 1
     nodes.add("two")
-    eventually(lambda: len(scenario.pids() - before) >= 2, what="two workers")
-    learned = len(parts(scenario))
-    eventually(lambda: len(parts(scenario)) > learned or driver.poll() is not None, what="another part")
+    eventually(lambda: len(scenario.pids() - before) == 3, what="a group of two")  # the first was started again
     nodes.drain("two", 30)
+    (scenario.stub_folder / "go-p0005").touch()
     ended_well(driver, scenario)
     assert scenario.compared().equals(expected)
