@@ -35,6 +35,8 @@ from mcpl.data.schema import DATASET, ROW_GROUP
 from mcpl.data.storage import open_store
 from mcpl.orchestration import fanout, plan
 from mcpl.orchestration.fanout import Progress
+from mcpl.orchestration.plan import Tally
+from mcpl.orchestration.queue import Lease, ShardQueue
 from mcpl.types import BankRow, Concept, CurvePoint, Example, LearnedConcept, LearnedConcepts, Provenance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,22 +45,25 @@ SENTENCE = "a brown <bear> on a rolling <board>"
 FILE_ROWS = 64 * ROW_GROUP
 PICTURE_BYTES = 1024
 STEPS, LOOK_EVERY = 200, 25
+DIFFERENT = 1024
+"""pictures after which the numbers repeat: more than a part holds, or its compression would be flattered"""
 SAMPLE_SECONDS = 1.0
 OURS = {"ray::Board": "queue", "ray::RayTrainWorker": "workers"}
 
 
 class Idle:
-    """Answers at once with words that look learned: other random numbers for each picture, drawn before."""
+    """Answers at once with words that look learned: random numbers drawn before, no two alike within a part."""
 
     base_digest = "1d1e" * 4
 
     def __init__(self, recipe: Recipe, placement: Placement):
         draw = torch.Generator().manual_seed(0)
         self._fingerprint = recipe.fingerprint
-        self._vectors = 0.4 * torch.randn(1 << 16, generator=draw)
-        self._maps = torch.rand(1 << 14, generator=draw)
+        self._vectors = 0.4 * torch.randn(2 * DIFFERENT, 1, 768, generator=draw)
+        self._maps = torch.rand(2 * DIFFERENT, 2, 16, 16, generator=draw)
         self._curve = tuple(CurvePoint(s, 1 / (1 + s), 0.3, 0.4, 0.1) for s in range(0, STEPS + 1, LOOK_EVERY))
-        self._losses = {t: tuple(torch.rand(STEPS, generator=draw).tolist()) for t in ("contrastive", "denoising")}
+        losses = torch.rand(DIFFERENT, 2, STEPS, generator=draw).tolist()
+        self._losses = [{"contrastive": tuple(one), "denoising": tuple(other)} for one, other in losses]
         self._metrics = {f"metric_{number}": number / 7 for number in range(12)}
         self._served = 0
 
@@ -82,7 +87,7 @@ class Idle:
                 job_id=example.id,
                 concepts=(self._word("bear", 0), self._word("board", 1)),
                 curve=self._curve,
-                losses=self._losses,
+                losses=self._losses[self._served % DIFFERENT],
                 steps=STEPS,
                 sample_passes=4 * STEPS + 10 * len(self._curve),
             ),
@@ -93,14 +98,8 @@ class Idle:
         )
 
     def _word(self, slug: str, number: int) -> LearnedConcept:
-        at = 2 * self._served + number
-
-        def piece(pool: torch.Tensor, size: int) -> torch.Tensor:
-            start = 7 * at % (len(pool) - size)
-            return pool[start : start + size]
-
-        maps = [piece(self._maps[half:], 256).view(16, 16) for half in (0, 1 << 13)]
-        return LearnedConcept(Concept(slug), piece(self._vectors, 768).view(1, 768), *maps)
+        at = (2 * self._served + number) % (2 * DIFFERENT)
+        return LearnedConcept(Concept(slug), self._vectors[at], self._maps[at, 0], self._maps[at, 1])
 
 
 def write_dataset(folder: Path, rows: int) -> None:
@@ -206,6 +205,24 @@ def resume(config: RunConfig) -> float:
     return time.monotonic() - started
 
 
+def queue_speed(workers: int, shards: int = 20_000) -> float:
+    """Shards per second through the queue alone: leased, beaten for once, acknowledged; so many workers hold one."""
+    queue = ShardQueue(dict.fromkeys(range(shards), 1), {})
+    held = {f"worker-{number}": queue.lease(f"worker-{number}", 0.0) for number in range(workers)}
+    started, done = time.monotonic(), 0
+    while held:
+        for worker, lease in list(held.items()):
+            queue.heartbeat(worker, lease.shard, 1, 0.0)
+            queue.acknowledge(worker, lease.shard, Tally(learned=1))
+            done += 1
+            following = queue.lease(worker, 0.0)
+            if isinstance(following, Lease):
+                held[worker] = following
+            else:
+                del held[worker]
+    return done / (time.monotonic() - started)
+
+
 def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
     started = time.monotonic()
     write_dataset(folder / "dataset", rows)
@@ -244,6 +261,7 @@ def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
         "memory_growth": round(last.ours / tenth.ours, 3),
         "memory_mb": {role: [round(tenth.megabytes[role]), round(last.megabytes[role])] for role in last.megabytes},
         "listing_s": round(listing, 2),
+        "queue_shards_per_s": {str(count): round(queue_speed(count)) for count in (1, 8, 64, 512)},
         "resume_s": round(resume(config), 1),
         "bank_bytes_per_row": round(sum(entry.size for entry in store.list("part-")) / rows),
     }
