@@ -25,7 +25,7 @@ def provenance(module: str, base: Path, judge: Path) -> dict[str, Any]:
 
 
 def machine(module: str) -> dict[str, Any]:
-    """Command, code and machine alone, for a benchmark that needs no base."""
+    """Command, code and machine of a benchmark that looks at no base."""
     return {
         "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
         "commit": commit(),

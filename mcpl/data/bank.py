@@ -35,7 +35,6 @@ __all__ = ["COMPARED_COLUMNS", "UNCOMPARED_COLUMNS", "Bank", "BankSummary", "Hit
 
 REPEATED = ["status", "reason", "recipe", "recipe_fingerprint", "base", "base_digest", "commit", "host"]
 """columns whose few values a Parquet dictionary shortens; building one over vectors costs more than it saves"""
-CONCEPTS = BANK.get_field_index("concepts")
 
 
 def part_name(shard: int) -> str:
@@ -88,6 +87,9 @@ def _record(row: BankRow) -> dict:
         "host": row.host,
         "learned_at": row.learned_at,
     }
+
+
+CONCEPTS = BANK.get_field_index("concepts")
 
 
 def _concept_column(rows: Sequence[BankRow]) -> pa.Array:
