@@ -18,19 +18,17 @@ import contextlib
 import json
 import subprocess
 import sys
-import weakref
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from mcpl.learning.batch import make_job
 from mcpl.learning.learner import Learner
 from mcpl.learning.settings import LearningSettings
 from mcpl.models.base import BaseModel
 from mcpl.models.catalogue import DTYPES
+from mcpl.orchestration.memory import Alive
 from mcpl.prompts import TEMPLATES, parse
 from mcpl.types import Pack
 
@@ -130,34 +128,6 @@ def _fill(network: nn.Module, device: str) -> None:
     for name, value in network.named_buffers():
         if name.endswith("position_ids"):
             value.copy_(torch.arange(value.shape[-1]).expand_as(value))
-
-
-class Alive(TorchDispatchMode):
-    """Adds up the storages that are alive at once while inside, and remembers the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
-                self._born(tensor.untyped_storage())
-        return result
-
-    def _born(self, storage) -> None:
-        if id(storage) not in self._seen:
-            self._seen.add(id(storage))
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._died, id(storage), storage.nbytes())
-
-    def _died(self, identity: int, size: int) -> None:
-        self._seen.discard(identity)
-        self.now -= size
 
 
 class _FusedAttention(torch.autograd.Function):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mcpl.errors import ConfigError
 from mcpl.learning.settings import LearningSettings
@@ -45,7 +46,8 @@ class Placement(Settings):
     """Where and how fast a run happens. Never changes what is learned."""
 
     workers: int = Field(1, ge=1)
-    pack: int = Field(4, ge=1, description="pictures that share a U-Net batch")
+    min_workers: int | None = Field(None, ge=1, description="begin with so many and grow; None: always `workers`")
+    pack: int | Literal["auto"] = Field(4, description="pictures that share a U-Net batch; 'auto' asks the device")
     shard_size: int = Field(16, ge=1, description="pictures leased and committed together; fixed by the first run")
     threads: int | None = Field(None, ge=1, description="threads of a worker on a CPU; None lets the program choose")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' ...")
@@ -55,6 +57,34 @@ class Placement(Settings):
     samples: int = Field(0, ge=0, description="pictures drawn of each word for scoring and looking")
     save_memory: bool = Field(False, description="compute activations twice rather than keep them")
     retry_failed: bool = Field(False, description="learn recorded failures again")
+
+    @field_validator("pack")
+    @classmethod
+    def _some_pictures(cls, value: int | str) -> int | str:
+        if value != "auto" and value < 1:
+            raise ValueError("must be at least 1, or 'auto'")
+        return value
+
+    @model_validator(mode="after")
+    def _fewest_first(self) -> Placement:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than workers = {self.workers}")
+        return self
+
+
+def worker_counts(text: str) -> dict[str, int | None]:
+    """`--workers`: "8", or "2:8" for a run that begins with two and grows to eight as the cluster has room."""
+    match = re.fullmatch(r"(?:(\d+):)?(\d+)", text.strip())
+    if match is None:
+        raise ConfigError(f"--workers {text}: give a number, or a range such as 2:8")
+    return {"workers": int(match[2]), "min_workers": int(match[1]) if match[1] else None}
+
+
+def pack_size(text: str) -> int | str:
+    """`--pack`: a number, or "auto"."""
+    if text != "auto" and not text.isdecimal():
+        raise ConfigError(f"--pack {text}: give a number, or auto")
+    return text if text == "auto" else int(text)
 
 
 class Memory(Settings):

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.config import Placement, RunConfig, fitted, parse
+from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError, MCPLError
 from mcpl.recipes import RECIPES, adjust, load
 
@@ -36,8 +36,10 @@ def main(
     dataset: Annotated[str, typer.Option(help="Parquet, a folder of pictures or one of the other sources")] = "",
     output: Annotated[str, typer.Option(help="where the bank goes: a directory or s3://bucket/prefix")] = "",
     recipe: Annotated[str, typer.Option(help=f"a YAML file, or one of {', '.join(RECIPES)}")] = "paper",
-    workers: Annotated[int, typer.Option(help="processes that learn at once")] = 1,
-    pack: Annotated[int, typer.Option(help="pictures that share a U-Net batch")] = 4,
+    workers: Annotated[
+        str, typer.Option(help="processes that learn at once; 2:8 begins with two and grows with the cluster")
+    ] = "1",
+    pack: Annotated[str, typer.Option(help="pictures that share a U-Net batch; auto: what the device holds")] = "4",
     shard_size: Annotated[int, typer.Option(help="pictures committed together; the first run fixes it")] = 16,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
@@ -70,8 +72,8 @@ def main(
     if not dataset or not output:
         raise ConfigError("--dataset and --output are needed, or MCPL_DATASET and MCPL_OUTPUT in the environment")
     placement = {
-        "workers": workers,
-        "pack": pack,
+        **worker_counts(workers),
+        "pack": pack_size(pack),
         "shard_size": shard_size,
         "threads": threads,
         "device": device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mcpl.config import MEMORY, Placement, Recipe, RunConfig, fitted, parse
+from mcpl.config import MEMORY, Placement, Recipe, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
 from mcpl.objectives.objective import TERMS, Contrastive, Denoising
 from mcpl.recipes import RECIPES, adjust, load
@@ -134,3 +134,18 @@ def test_a_memory_preset_changes_precision_in_the_recipe_and_the_rest_in_the_pla
 def test_a_device_without_a_preset_is_told_which_there_are():
     with pytest.raises(ConfigError, match="presets for 8, 12, 24 GB"):
         fitted(Recipe(), Placement(), 16)
+
+
+def test_workers_and_packs_as_they_are_typed():
+    assert worker_counts("8") == {"workers": 8, "min_workers": None}
+    assert worker_counts("2:8") == {"workers": 8, "min_workers": 2}
+    assert (pack_size("16"), pack_size("auto")) == (16, "auto")
+    for wrong in ("2:", ":8", "two", "-1", "2-8", ""):
+        with pytest.raises(ConfigError, match="--workers"):
+            worker_counts(wrong)
+    with pytest.raises(ConfigError, match="--pack most"):
+        pack_size("most")
+    with pytest.raises(ConfigError, match="min_workers = 8 is more than workers = 2"):
+        parse(Placement, worker_counts("8:2"), "options")
+    with pytest.raises(ConfigError, match="pack = 0"):
+        parse(Placement, {"pack": 0}, "options")

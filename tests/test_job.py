@@ -15,6 +15,7 @@ from mcpl.errors import PackTooLarge
 from mcpl.evaluation.metrics import METRICS
 from mcpl.evaluation.signs import SIGNS
 from mcpl.learning.learner import Learner
+from mcpl.orchestration import memory
 from mcpl.orchestration.job import Runner
 from mcpl.recipes import adjust, load
 from mcpl.types import Example, Pack
@@ -168,6 +169,37 @@ def test_a_pack_too_large_is_halved_and_learns_the_same(tiny):
     assert small.refused > 0
     for ours, theirs in zip(rows, expected, strict=True):
         assert (ours.learned.concepts[0].vectors - theirs.learned.concepts[0].vectors).abs().max() < 1e-9
+
+
+def test_after_one_failure_the_packs_are_smaller(tiny):
+    small = SmallDevice(tiny, rows=4)
+    runner = Runner(RECIPE, Placement(pack=4), model=small)
+    runner([example(i) for i in range(12)])
+    assert runner.most == 2 and small.refused == 1  # two rows each: four pictures do not fit, two do
+
+
+def test_the_pack_is_chosen_by_what_a_step_needs(tiny, monkeypatch):
+    examples = [Example("bad", b"", "a <star>"), *(example(i) for i in range(5))]
+    expected = Runner(RECIPE, Placement(pack=1), model=tiny)(examples)
+    auto = Runner(RECIPE, Placement(pack="auto"), model=tiny)
+    job = auto.prepare(examples[1])
+    one, two = (memory.step_bytes(tiny, [job] * n, RECIPE) for n in (1, 2))
+    assert one < two < 2.2 * one
+    monkeypatch.setattr(memory, "free_bytes", lambda *_: int((one + 3.5 * (two - one)) / memory.SHARE))  # four fit
+    packs = []
+    monkeypatch.setattr(auto, "outcomes", lambda pack, own=auto.outcomes: packs.append(len(pack)) or own(pack))
+    rows = auto(examples)
+    assert (auto.most, packs) == (4, [3, 3])
+    for ours, theirs in zip(rows[1:], expected[1:], strict=True):
+        assert (ours.learned.concepts[0].vectors - theirs.learned.concepts[0].vectors).abs().max() < 1e-9
+
+
+def test_packs_that_fit_by_hand():
+    gigabyte = 10**9
+    assert memory.fitting_pack(3 * gigabyte, 5 * gigabyte, 20 * gigabyte) == 7  # 16 GB may be used: 3 + 6 x 2 = 15
+    assert memory.fitting_pack(3 * gigabyte, 5 * gigabyte, gigabyte) == 1  # the device itself will say no
+    shared = [memory.free_bytes(torch.device("cpu"), Placement(workers=n)) for n in (1, 4)]
+    assert shared[0] / 8 < shared[1] < shared[0] / 2
 
 
 def test_a_picture_that_never_fits_is_said_so(tiny):

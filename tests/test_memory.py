@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.memory import Alive, counted, full_size
+from benchmarks.memory import counted, full_size
+from mcpl.orchestration.memory import Alive
 
 PUBLISHED = {
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "texts": [123_060_480]},

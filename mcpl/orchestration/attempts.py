@@ -5,6 +5,10 @@ Nothing here imports what only workers need, because Ray Train's controller load
 
 from __future__ import annotations
 
+import math
+import time
+
+import ray
 from ray.exceptions import RayActorError
 from ray.train import BackendConfig, UserCallback
 from ray.train.backend import Backend
@@ -43,6 +47,20 @@ class Strikes(UserCallback):
             kind = "death" if isinstance(cause, RayActorError) else "error"
             if RemoteBoard(self._handle).strike(kind, one_line(cause), rank):
                 raise NoProgress(one_line(cause))
+
+
+def drain_notice() -> float | None:
+    """Seconds until the node of this process is taken away (a spot node, a scaled-down one); None while it stays.
+
+    Ray Train's own watcher does not run beside replica groups. Without a deadline Ray says 0: then there is time.
+    """
+    try:
+        deadline = ray._private.state.state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    except Exception:  # Ray's head does not answer just now: no reason to stop learning
+        return None
+    if deadline is None:
+        return None
+    return deadline / 1000 - time.time() if deadline else math.inf
 
 
 def one_line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ from mcpl.data.dataset import Dataset, ShardRef
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import BankMismatch, ConfigError, ExampleError, MCPLError, PackTooLarge
 from mcpl.orchestration import plan as plans
-from mcpl.orchestration.attempts import NoProgress, ReplicaGroups, Strikes, one_line
+from mcpl.orchestration.attempts import NoProgress, ReplicaGroups, Strikes, drain_notice, one_line
 from mcpl.orchestration.plan import Plan, Shard, Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard, RemoteBoard, Verdict, pinned
 from mcpl.types import BankRow, Example
@@ -52,6 +52,12 @@ POLL_SECONDS = 0.5
 WAIT_SECONDS = 1.0
 STOP_SECONDS = 1.5
 """What a stop waits for workers to let go. `ray job stop` kills three seconds after it asks."""
+FINISH_SECONDS = 10.0
+"""What Ray Train gets to end by itself once everything is learned; it may still wait for a lost node's replacement."""
+RESIZE_SECONDS = 300.0
+"""Between two looks at whether more workers fit. Every change starts the whole group again: what is in hand is lost."""
+DRAIN_SECONDS = 5.0
+"""A node that is taken away sooner than this has no time to finish a shard: it is dropped, and others begin it anew."""
 COMMIT_SECONDS = 900.0
 """How long a finished shard waits in memory for a store that is away"""
 
@@ -178,7 +184,7 @@ def run(
     if len(tallies) == len(sizes):
         return summary(tallies)
     orders = Orders(config.dataset, config.output, config.recipe, config.placement, runner)
-    workers = 1 if inline else min(config.placement.workers, len(sizes) - len(tallies))
+    workers = 1 if inline else _useful_workers(config.placement, len(sizes) - len(tallies))
     meter = Meter(started, sum(sizes.values()), on_progress)
     with _in_process(orders) if inline else _on_ray(orders, workers, wait_for_nodes, verbose) as (board, task):
         stopped = _drive(board, task, meter)
@@ -192,6 +198,12 @@ def run(
             f"{store.uri} lacks {len(missing)} acknowledged parts, first {plans.part_name(min(missing))}"
         )
     return ended
+
+
+def _useful_workers(placement: Placement, shards: int) -> int | tuple[int, int]:
+    """How many workers have something to do; (fewest, most) where the number may change while they learn."""
+    most = min(placement.workers, shards)
+    return most if placement.min_workers is None else (min(placement.min_workers, most), most)
 
 
 def check_identity(store: Store, config: RunConfig, runner: str = RUNNER) -> None:
@@ -217,16 +229,17 @@ class Orders:
     runner: str
 
 
-def work(board: Board, rank: int, orders: Orders) -> None:
+def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | None] = lambda: None) -> None:
     """A worker's whole life: lease, learn, commit, acknowledge, until nothing is left.
 
+    `notice` tells in how many seconds its machine is taken away, or None; told so, it finishes its shard and leaves.
     MCPL errors stop the run for everybody, since no other worker would do better; anything else propagates.
     """
     me = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     if not board.hello(me, rank):
         return
     try:
-        with _Pulse(board, me) as pulse:
+        with _Pulse(board, me, notice) as pulse:
             _work(board, me, orders, pulse)
     except _Dropped:
         board.worker_died(me)
@@ -250,6 +263,8 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
             continue
         pulse.begin(shard.number)
         tally = _existing(store, shard) or _learn(store, shard, dataset, runner, pulse)
+        if pulse.leaving:
+            return board.leave(me, shard.number, tally)
         shard = board.next(me, shard.number, tally)
         pulse.begin(None)
 
@@ -296,8 +311,11 @@ class _Dropped(BaseException):
 class _Pulse:
     """Tells the board every few seconds that this worker lives, also while a model loads or a batch is learned."""
 
-    def __init__(self, board: Board, worker: str):
-        self._board, self._worker = board, worker
+    leaving = False
+    """the machine is being taken away: no other shard"""
+
+    def __init__(self, board: Board, worker: str, notice: Callable[[], float | None]):
+        self._board, self._worker, self._notice = board, worker, notice
         self._shard: int | None = None
         self._finished = 0
         self._dropped = False
@@ -323,6 +341,8 @@ class _Pulse:
         while not self._end.wait(HEARTBEAT_SECONDS):
             try:
                 self._dropped = self._board.heartbeat(self._worker, self._shard, self._finished)
+                if (left := self._notice()) is not None:
+                    self.leaving, self._dropped = True, self._dropped or left < DRAIN_SECONDS
             except Exception:  # the board is gone for good, and with it the run; the next lease will say so
                 self._dropped = True
                 return
@@ -394,6 +414,8 @@ def _drive(board: Board, task: _Task, meter: Meter) -> bool:
             meter.look(snapshot.counts, snapshot.lost_workers, time.monotonic())
             if told == "drop" and snapshot.idle:
                 break
+            if snapshot.counts.finished:
+                deadline = min(deadline, time.monotonic() + FINISH_SECONDS)
     if told is None and task.error is not None and board.snapshot().failure is None:
         raise task.error
     return told is not None and not board.snapshot().counts.finished
@@ -433,17 +455,19 @@ def _in_process(orders: Orders) -> Iterator[tuple[Board, _Task]]:
 
 
 @contextlib.contextmanager
-def _on_ray(orders: Orders, workers: int, wait_for_nodes: bool, verbose: bool) -> Iterator[tuple[Board, _Task]]:
+def _on_ray(
+    orders: Orders, workers: int | tuple[int, int], wait_for_nodes: bool, verbose: bool
+) -> Iterator[tuple[Board, _Task]]:
     with cluster(verbose):
         if not wait_for_nodes:
-            check_room(workers, orders.placement)
+            check_room(min(workers) if isinstance(workers, tuple) else workers, orders.placement)
         handle = pinned(orders.output)
         board = RemoteBoard(handle)
         with tempfile.TemporaryDirectory(prefix="mcpl-train-", ignore_cleanup_errors=True) as scratch:
             yield board, _Task(lambda: _fit_to_the_end(board, handle, orders, workers, scratch, verbose))
 
 
-def _fit_to_the_end(board: Board, handle, orders: Orders, workers: int, scratch: str, verbose: bool) -> None:
+def _fit_to_the_end(board: Board, handle, orders: Orders, workers, scratch: str, verbose: bool) -> None:
     """Ray Train replaces dead workers; this replaces a dead Ray Train. Board and storage lose nothing by it."""
     while True:
         kind, message = "error", "all workers left before the work was done"
@@ -456,9 +480,10 @@ def _fit_to_the_end(board: Board, handle, orders: Orders, workers: int, scratch:
             return
 
 
-def _trainer(handle, orders: Orders, workers: int, scratch: str, verbose: bool) -> DataParallelTrainer:
+def _trainer(handle, orders: Orders, workers, scratch: str, verbose: bool) -> DataParallelTrainer:
     placement = orders.placement
-    whole_group = os.environ.get("MCPL_WHOLE_GROUP_RESTART") == "1"
+    # A group of a fixed size replaces one worker; one whose size may change can only be started again as a whole.
+    whole_group = os.environ.get("MCPL_WHOLE_GROUP_RESTART") == "1" or isinstance(workers, tuple)
 
     def loop() -> None:  # a closure, so that the controller need not import what only workers use
         _train_loop(handle, orders)
@@ -470,6 +495,7 @@ def _trainer(handle, orders: Orders, workers: int, scratch: str, verbose: bool) 
             num_workers=workers,
             use_gpu=placement.gpus_per_worker > 0,
             resources_per_worker=_resources(placement),
+            elastic_resize_monitor_interval_s=float(os.environ.get("MCPL_RESIZE_SECONDS", RESIZE_SECONDS)),
         ),
         run_config=TrainRunConfig(
             storage_path=scratch,
@@ -489,7 +515,7 @@ def _train_loop(handle, orders: Orders) -> None:
     if orders.placement.device == "auto" and not orders.placement.gpus_per_worker:
         # without a share of a GPU a worker must not take the first one that it sees
         orders = replace(orders, placement=orders.placement.model_copy(update={"device": "cpu"}))
-    work(RemoteBoard(handle), ray.train.get_context().get_world_rank(), orders)
+    work(RemoteBoard(handle), ray.train.get_context().get_world_rank(), orders, drain_notice)
 
 
 def _resources(placement: Placement) -> dict[str, float]:

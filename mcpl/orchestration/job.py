@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import socket
 import subprocess
@@ -27,7 +28,8 @@ from mcpl.learning.batch import make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
-from mcpl.packing import chunks, halve
+from mcpl.orchestration.memory import probed_pack
+from mcpl.packing import halve
 from mcpl.prompts import parse
 from mcpl.types import BankRow, Example, Job, LearnedConcepts, Pack, Provenance
 
@@ -50,6 +52,8 @@ class Runner:
 
     def __init__(self, recipe: Recipe, placement: Placement, model: BaseModel | None = None) -> None:
         self.recipe, self.placement = recipe, placement
+        self.most = None if placement.pack == "auto" else placement.pack
+        """pictures that share a batch; None until the device was asked, fewer once they did not fit"""
         set_threads(placement)
         self.model = model or catalogue.load(
             recipe.base,
@@ -64,8 +68,10 @@ class Runner:
         return self.model.facts.digest
 
     def __call__(self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None) -> list[BankRow]:
-        rows = []
-        for pack in chunks(examples, self.placement.pack):
+        rows, left = [], list(examples)
+        while left:
+            size = self._pack_size(left)
+            pack, left = left[:size], left[size:]
             for outcome in self.outcomes(pack):
                 rows.append(outcome.row)
                 if on_done:
@@ -108,6 +114,17 @@ class Runner:
             self.model, id, sentences, torch.stack([to_pixels(picture) for picture in pictures]), self.recipe, masks
         )
 
+    def _pack_size(self, left: Sequence[Example]) -> int:
+        """How many of the pictures left come next. Asked to choose: as many as fit the device, in equal packs."""
+        if self.placement.pack != "auto":
+            return self.most
+        for example in left if self.most is None else ():
+            with contextlib.suppress(ExampleError):
+                self.most = probed_pack(self.model, self.prepare(example), self.recipe, self.placement)
+                break
+        packs = math.ceil(len(left) / (self.most or len(left)))
+        return math.ceil(len(left) / packs)
+
     def _learn(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None) -> list[LearnedConcepts]:
         """Learn a pack; where it does not fit the device, its halves. The only place that catches out-of-memory."""
         if not jobs:
@@ -121,6 +138,7 @@ class Runner:
                 f"one picture at a time does not fit {self.model.device}: lower the recipe's batch or precision, "
                 "or use a larger device"
             )
+        self.most = (len(jobs) + 1) // 2  # the packs after this one need not fail first
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         return [result for half in halve(jobs) for result in self._learn(half, on_step)]

@@ -238,6 +238,12 @@ class Board:
             self._queue.heartbeat(worker, shard, finished, self._clock())
         return self._dropping
 
+    def leave(self, worker: str, finished: int | None = None, tally: Tally | None = None) -> None:
+        """The worker goes for good: acknowledge what it finished and lease it nothing more."""
+        if finished is not None:
+            self._queue.acknowledge(worker, finished, tally)
+        self._queue.worker_died(worker)
+
     def worker_died(self, worker: str) -> None:
         self._queue.worker_died(worker)
 

@@ -66,7 +66,7 @@ def learn_dataset(
 
     with run:
         summary = fanout.run(config, runner, on_progress=follow, **how)
-        if not summary.stopped and (summary.new or _told(store) != summary.rows):
+        if run.listens and not summary.stopped and (summary.new or _told(store) != summary.rows):
             _tell(run, store, dataset)
             store.put(TOLD, json.dumps({"rows": summary.rows}).encode())
         if summary.stopped:

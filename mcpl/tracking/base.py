@@ -73,6 +73,8 @@ class Run:
     record: RunRecord | None = None
     ends_as: Status = "FINISHED"
     """how the `with` block ends where nothing is raised; a stopped job sets KILLED"""
+    listens = True
+    """False: nothing that is told is kept, so nobody need read a whole bank to tell it"""
 
     def metric_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Numbers at many steps, (step, {name: value}) each, told at once."""
@@ -143,6 +145,8 @@ class Tracker(Protocol):
 
 
 class NullRun(Run):
+    listens = False
+
     def metric_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None: ...
     def tags(self, values: Mapping[str, str]) -> None: ...
     def artifact(self, source: Path | bytes, name: str) -> None: ...

@@ -9,7 +9,8 @@ The recipe's base names the folder. `settings.json` in it may hold
     crowd       processes that must have started before anybody does a picture
     wait        ids at which the worker waits until a file `go-<id>` appears
 
-and the runner leaves in it `pid-<pid>` for each process and `learned/<id>.<nonce>` for each time a picture was done.
+and the runner leaves in it `pid-<pid>` for each process, `at-<id>-<pid>` for one that waits, and
+`learned/<id>.<nonce>` for each time a picture was done.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Runner:
         if id in self.settings.get("crash", ()):
             raise RuntimeError(f"the stub was told to crash at {id}")
         while id in self.settings.get("wait", ()) and not (self.folder / f"go-{id}").exists():
+            (self.folder / f"at-{id}-{os.getpid()}").touch()
             (self.folder / f"waiting-{id}").touch()
             time.sleep(0.02)
 

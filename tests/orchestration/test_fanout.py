@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mcpl.config import Placement
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import fanout
 from mcpl.orchestration.fanout import Meter, NoProgress, Orders, work
@@ -155,6 +156,68 @@ def test_a_zombie_commits_nothing_and_breaks_nothing(scenario, monkeypatch):
     assert {path.name: path.read_bytes() for path in (scenario.root / "bank").glob("part-*")} == before
     assert board.snapshot().counts.committed == Tally(learned=8)
     assert board.snapshot().failure is None
+
+
+@pytest.mark.parametrize(("seconds", "finished"), [(120, 1), (1, 0)], ids=["in time", "too late"])
+def test_a_worker_whose_node_is_taken_away_leaves(scenario, monkeypatch, seconds, finished):
+    """Told in time it finishes the shard in hand; told too late it drops it; others learn the rest, none twice."""
+    monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 0.01)
+    scenario.pictures(12)
+    scenario.tell(wait=["p0001"])
+    config = scenario.config()
+    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
+    board = LockedBoard(Board(config.output))
+    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+    told = threading.Event()
+
+    def notice() -> float | None:
+        if (scenario.stub_folder / "waiting-p0001").exists():
+            told.set()
+            return seconds
+        return None
+
+    leaving = threading.Thread(target=work, args=(board, 0, orders, notice))
+    leaving.start()
+    assert told.wait(20)
+    time.sleep(0.1)
+    (scenario.stub_folder / "go-p0001").touch()
+    leaving.join(20)
+    counts = board.snapshot().counts
+    assert (counts.shards_done, counts.shards_leased) == (finished, 0)
+    work(board, 1, orders)
+    assert board.snapshot().counts.committed == Tally(learned=12)
+    assert len(scenario.compared()) == 12
+    assert (set(scenario.times_learned().values()) == {1}) == bool(finished)
+
+
+def test_the_run_ends_though_ray_still_waits_for_a_worker(scenario, monkeypatch):
+    """A lost node's worker may never be replaced; once everything is learned nobody waits for it."""
+    monkeypatch.setattr(fanout, "FINISH_SECONDS", 0.2)
+    scenario.pictures(4)
+    config = scenario.config()
+    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
+    board = LockedBoard(Board(config.output))
+    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+
+    def learn_and_hang() -> None:
+        work(board, 0, orders)
+        threading.Event().wait(60)
+
+    started = time.monotonic()
+    assert fanout._drive(board, fanout._Task(learn_and_hang), Meter(started, 4, None)) is False
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("placed", "shards", "expected"),
+    [
+        ({"workers": 8}, 3, 3),
+        ({"workers": 8, "min_workers": 2}, 9, (2, 8)),
+        ({"workers": 8, "min_workers": 4}, 3, (3, 3)),
+    ],
+)
+def test_nobody_is_started_without_a_shard(placed, shards, expected):
+    assert fanout._useful_workers(Placement(**placed), shards) == expected
 
 
 def test_two_drivers_on_one_output_share_it(scenario):

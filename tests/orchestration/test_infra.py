@@ -5,15 +5,26 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
+from ray.scripts.scripts import drain_node
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
+
+
+RIGHTS = {
+    "get_object": "s3:GetObject",
+    "head_object": "s3:GetObject",
+    "put_object": "s3:PutObject",
+    "delete_object": "s3:DeleteObject",
+    "list_objects_v2": "s3:ListBucket",
+}
 
 
 class Model(BaseModel):
@@ -44,7 +55,20 @@ class SecurityContext(Model):
     capabilities: dict[str, list[str]]
 
 
+class Exec(Model):
+    command: list[str]
+
+
+class Hook(Model):
+    exec: Exec
+
+
+class Lifecycle(Model):
+    preStop: Hook
+
+
 class Container(Model):
+    lifecycle: Lifecycle | None = None
     name: str
     image: str = Field(pattern=r"^[^:]+:[^:]+$")
     env: list[dict[str, str]]
@@ -171,6 +195,9 @@ def test_kubernetes_files_hold_known_fields(path):
         assert container.resources["requests"] == container.resources["limits"]
         assert container.resources["limits"]["nvidia.com/gpu"] == "1"
         assert container.securityContext.runAsNonRoot
+        script = container.lifecycle.preStop.exec.command[-1]
+        drain_node.make_context("drain-node", shlex.split(script.partition(";")[0])[2:])  # Ray's own reader takes it
+        assert int(re.search(r"timeout (\d+)", script)[1]) < group.template.spec.terminationGracePeriodSeconds
     if job:
         used = set(re.findall(r"--[a-z-]+", parsed.spec.entrypoint))
         assert used <= options_of_train_all()
@@ -226,6 +253,8 @@ def test_the_bucket_policy_grants_no_more_than_is_used():
     policy = json.loads((ROOT / "infra" / "bucket-policy.json").read_text())
     granted = {action for statement in policy["Statement"] for action in statement["Action"]}
     assert granted == {"s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:ListBucket"}
+    used = set(re.findall(r"s3\.([a-z_0-9]+)\(", (ROOT / "mcpl" / "data" / "storage.py").read_text()))
+    assert {RIGHTS[request] for request in used} == granted  # no request without its right, no right without a request
     assert all(statement["Resource"] != ["*"] for statement in policy["Statement"])
     dataset = next(s for s in policy["Statement"] if s["Sid"] == "ReadTheDataset")
     assert dataset["Action"] == ["s3:GetObject"]
