@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from mcpl.config import RunConfig
-from mcpl.data.bank import PART, Bank
+from mcpl.data.bank import Bank, members
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.models import catalogue
@@ -151,5 +151,5 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
         run.figure(figures.concept_sheet(shown), f"overlays/{safe_name(shown.id)}")
     bases = {row.provenance.base_digest: row.provenance.base for row in islice(bank.rows(), 1)}
     run.tags({"base": ", ".join(bases.values()), "base_digest": ", ".join(bases)})
-    parts = sorted((e for e in store.list("part-") if PART.fullmatch(e.name)), key=lambda entry: entry.name)
+    parts = members(store)
     log_bank(run, store.uri, ((e.name, store.get(e.name)) for e in parts), sum(e.size for e in parts))

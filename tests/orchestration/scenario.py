@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,14 @@ def picture(number: int) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (number % 256, number // 256, 128)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def eventually(true: Callable[[], object], seconds: float = 20, what: str = "") -> None:
+    """Wait until `true()`; an AssertionError naming `what` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -15,19 +14,12 @@ from mcpl.orchestration.plan import Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard
 from pipelines import train_all
 from tests.orchestration import stub
-from tests.orchestration.scenario import Scenario
+from tests.orchestration.scenario import Scenario, eventually
 
 
 @pytest.fixture
 def scenario(tmp_path) -> Scenario:
     return Scenario(tmp_path)
-
-
-def eventually(true, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_every_picture_once_and_then_nothing_to_do(scenario):
