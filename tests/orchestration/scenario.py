@@ -66,7 +66,9 @@ class Scenario:
     def tell(self, **settings: object) -> None:
         """Tell the stub what to do; replaces what it was told before."""
         self.stub_folder.mkdir(parents=True, exist_ok=True)
-        (self.stub_folder / "settings.json").write_text(json.dumps(settings))
+        new = self.stub_folder / "new-settings.json"
+        new.write_text(json.dumps(settings))
+        new.replace(self.stub_folder / "settings.json")  # whole, for runners at work
 
     def config(self, output: str = "bank", steps: int = 5, **placement: object) -> RunConfig:
         self.stub_folder.mkdir(parents=True, exist_ok=True)
