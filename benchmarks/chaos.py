@@ -138,6 +138,7 @@ class Head:
         for _ in range(3):  # Ray gives its processes 30 s, which a busy machine may miss
             address, log = f"127.0.0.1:{free_port()}", self._logs / "head.log"
             command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--include-dashboard=false"]
+            command += ["--no-monitor", "--include-log-monitor=false"]  # each would cost seconds, nothing needs them
             command += [f"--port={address.split(':')[1]}", f"--ray-client-server-port={free_port()}", "--num-cpus=2"]
             command += ["--object-store-memory=100000000", "--disable-usage-stats", f"--temp-dir={self._folder}"]
             with log.open("wb") as file:
