@@ -38,7 +38,7 @@ from mcpl.data import storage
 from mcpl.data.bank import COMPARED_COLUMNS, Bank, members
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import open_store
-from mcpl.orchestration import fanout, plan, record
+from mcpl.orchestration import fanout, plan
 from mcpl.orchestration.compaction import Compacted, compact
 from mcpl.orchestration.fanout import Orders
 from mcpl.orchestration.queue import Board, LockedBoard
@@ -310,55 +310,51 @@ def tracking_faults(chaos: Chaos, uri: str) -> None:
     todo = list(chaos.todo["tracking"].elements())
     chaos.random.shuffle(todo)
     proxy = Faulty(uri, matches=lambda method, path: method == "POST")
-    home = chaos.root / "tracked"
-    tracking.RETRY_SECONDS, tracking.PATIENCE_SECONDS = 0.5, 1.0
-    quiet = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0"}
-    os.environ.update(quiet)
-    logging.getLogger("mcpl.tracking").setLevel(logging.ERROR)
-    number = 0
+    scenario = Scenario(chaos.root / "tracked")
+    scenario.pictures(8)
+    scenario.tell(seconds=0.12)
+    tracking.RETRY_SECONDS, tracking.PATIENCE_SECONDS = 0.2, 0.5
+    os.environ.update(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0")
+    jobs = 0
     while todo:
-        scenario = Scenario(home / f"job-{number}")
-        scenario.pictures(8)
-        scenario.tell(seconds=0.12)
-        config = scenario.config("bank").model_copy(update={"tracking_uri": proxy.url, "experiment": "chaos"})
-
-        def disturb(progress: fanout.Progress, fault: str = todo[-1]) -> None:
-            if fault in ("drop", "lose"):
-                proxy.plan = deque([fault] if not proxy.done[fault] else [])
-            elif fault == "away at start":
-                proxy.away = not progress.done
-            elif fault == "away in the middle":
-                proxy.away = 0 < progress.done < progress.total
-            elif fault == "away at end":
-                proxy.away = progress.done == progress.total
-
         proxy.done.clear()
-        proxy.away = todo[-1] == "away at start"
-        summary = record.learn_dataset(config, runner=stub.NAME, inline=True, on_progress=disturb)
+        summary = tracked(scenario, proxy, f"job-{jobs}", todo[-1])
         chaos.wrong["lost"] += summary.rows - summary.learned
-        proxy.away, number = False, number + 1
+        chaos.say(f"{todo[-1]}: {summary.learned} of {summary.rows} learned, {dict(proxy.done)}")
+        jobs += 1
         if proxy.done:  # else the job said nothing while the server was away
             chaos.done["tracking"][todo.pop()] += 1
-        chaos.check(scenario, "bank")
-        if number > 2 * chaos.todo["tracking"].total():
+        if jobs > 2 * chaos.todo["tracking"].total() + 2:
             raise SystemExit("jobs say too little for tracking faults to meet anything")
-    undelivered(chaos, proxy.url, home, number)
-    proxy.close()
-
-
-def undelivered(chaos: Chaos, uri: str, home: Path, jobs: int) -> None:
-    """Every spool is delivered by the next job beside it; then the server knows each job, with its counts and end."""
-    from mcpl.tracking.server import connect
-
     gc.collect()  # of runs that are over, each of which claims its spool
-    for number in range(jobs):
-        tracking.MLflowTracker(uri, "chaos", home / f"job-{number}")
-    client = connect(uri)
+    tracking.MLflowTracker(proxy.url, "chaos", scenario.root)  # the next job delivers what the others had to keep
+    client = tracking.connect(uri)
     experiment = client.get_experiment_by_name("chaos").experiment_id
-    ended = [run for run in client.search_runs([experiment]) if run.info.status == "FINISHED"]
-    whole = [run for run in ended if run.data.metrics.get("pictures/learned") == 8]
+    told = [run for run in client.search_runs([experiment]) if run.data.metrics.get("pictures/learned") == 8]
+    whole = {run.info.run_name for run in told if run.info.status == "FINISHED"}
     chaos.wrong["undelivered"] += jobs - len(whole)
     chaos.say(f"{len(whole)} of {jobs} jobs are known to the tracking server in full")
+    proxy.close()
+    chaos.check(scenario, "job-0")
+
+
+def tracked(scenario: Scenario, proxy: Faulty, name: str, fault: str) -> fanout.RunSummary:
+    """One job that says where it stands, while `fault` happens to what it says."""
+    proxy.away = fault == "away at start"
+    run = tracking.MLflowTracker(proxy.url, "chaos", scenario.root).start({}, {}, name=name, job=name)
+
+    def follow(progress: fanout.Progress) -> None:
+        part = "end" if progress.done == progress.total else "middle" if progress.done else "start"
+        proxy.away = fault == f"away at {part}" or fault == f"away in the {part}"
+        if fault in ("drop", "lose"):
+            proxy.plan = deque([] if proxy.done[fault] else [fault])
+        run.metrics({"progress/pictures": progress.done}, step=round(1000 * progress.seconds))
+
+    with run:
+        summary = fanout.run(scenario.config(name), stub.NAME, inline=True, on_progress=follow)
+        run.metrics({"pictures/learned": summary.learned})
+    proxy.away = False
+    return summary
 
 
 def joined_in(output: str, shards: int) -> Compacted:
@@ -387,6 +383,7 @@ def object_store(kind: str, root: Path) -> Iterator[tuple[str, str]]:
             node.stop()
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -403,6 +400,7 @@ def tracking_server(root: Path) -> Iterator[str]:
 
     (root / "server").mkdir()
     database = root / "server" / "new.db"
+    logging.getLogger("mcpl.tracking").setLevel(logging.ERROR)
     tracking.connect(f"sqlite:///{database}").search_experiments()
     server = Server(root / "server", database)
     try:
