@@ -1,8 +1,11 @@
-"""Shared fixtures: a tiny base in Stable Diffusion's layout with random weights, built once per session, offline."""
+"""Shared fixtures: a tiny base in Stable Diffusion's layout with random weights, and object stores; all offline."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+import uuid
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -102,3 +105,78 @@ def base_dir(tmp_path_factory):
         return made[kind]
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint():
+    """A simulated S3 server on a free loopback port: quick, but its conditional writes are not atomic."""
+    moto = pytest.importorskip("moto.server", reason="moto[server] is not installed: pip install -e '.[dev]'")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ceph():
+    """A real S3 server, installed where it is missing; skipped with the reason where it cannot be had."""
+    from tests.ceph import Ceph, Unavailable, install
+
+    with tempfile.TemporaryDirectory(prefix="c") as folder:
+        node = Ceph(Path(folder) / "n")
+        try:
+            install()
+            node.start()
+        except Unavailable as reason:
+            node.stop()
+            pytest.skip(f"no Ceph: {reason}")
+        yield node
+        node.stop()
+
+
+def fresh_bucket(endpoint: str, monkeypatch) -> str:
+    """s3://... of a new bucket on that server, which the AWS settings now point at."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def bucket(s3_endpoint, monkeypatch) -> str:
+    """A bucket on the simulated server."""
+    return fresh_bucket(s3_endpoint, monkeypatch)
+
+
+@pytest.fixture
+def ceph_bucket(ceph, monkeypatch) -> str:
+    """A bucket on Ceph."""
+    return fresh_bucket(ceph.url, monkeypatch)
+
+
+@pytest.fixture
+def faulty(bucket, s3_endpoint, monkeypatch):
+    """Make a proxy before the bucket's server that does these faults to its PUTs, and a store that goes through it."""
+    from mcpl.data import storage
+    from tests.faulty import Faulty
+
+    made = []
+
+    def make(*plan, probed=True, seconds=20.0, **how):
+        proxy = Faulty(s3_endpoint, plan, **how)
+        made.append(proxy)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        if probed:
+            storage._conditional[(proxy.url, bucket.removeprefix("s3://"))] = True
+        return storage.open_store(bucket, retry_seconds=seconds), proxy
+
+    yield make
+    for proxy in made:
+        proxy.close()

@@ -124,6 +124,24 @@ def bank_card(
         sys.stdout.write(text)
 
 
+@bank_app.command("compact")
+def bank_compact(
+    bank: Annotated[str, typer.Argument(help="Bank folder or URI of a run, finished or under way.")],
+    megabytes: Annotated[
+        float, typer.Option("--megabytes", help="About how large a file becomes; the first time fixes it.")
+    ] = 256,
+) -> None:
+    """Join a run's many small parts into few large files. Safe at any time, and to repeat after a crash."""
+    from mcpl.orchestration.compaction import compact
+
+    done = compact(bank, round(megabytes * 1e6))
+    console.print(
+        f"{done.joined} parts joined into {done.files} new files, {done.deleted} deleted; {done.left} parts are left"
+        f" ({done.shards_per_file} share a file)",
+        highlight=False,
+    )
+
+
 def publish(
     bank: Annotated[str, typer.Argument(help="Bank folder or URI.")],
     name: Annotated[str, typer.Option("--name", help="Registered model name.")],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import json
 import math
 import os
 import re
@@ -30,11 +31,31 @@ from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConc
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["COMPARED_COLUMNS", "UNCOMPARED_COLUMNS", "Bank", "BankSummary", "Hit", "decode", "encode", "part_name"]
+__all__ = [
+    "COMPARED_COLUMNS",
+    "UNCOMPARED_COLUMNS",
+    "Bank",
+    "BankSummary",
+    "Hit",
+    "compact_name",
+    "decode",
+    "decode_ids",
+    "encode",
+    "joined",
+    "members",
+    "outcomes",
+    "part_name",
+    "shards_of",
+]
 
 
 REPEATED = ["status", "reason", "recipe", "recipe_fingerprint", "base", "base_digest", "commit", "host"]
 """columns whose few values a Parquet dictionary shortens; building one over vectors costs more than it saves"""
+ENCODING = {"compression": "zstd", "compression_level": 1, "use_dictionary": REPEATED}
+SHARDS_KEY = "mcpl.shards"
+"""in a compact file's metadata: JSON of (shard, rows), in the order of its rows"""
+PART = re.compile(r"part-(\d{8})\.parquet")
+COMPACT = re.compile(r"part-compact-(\d{8})-(\d{8})\.parquet")
 
 
 def part_name(shard: int) -> str:
@@ -42,20 +63,68 @@ def part_name(shard: int) -> str:
     return f"part-{shard:08d}.parquet"
 
 
+def compact_name(shards: range) -> str:
+    """The fixed name of a file that holds the parts of all these shards, first and last in the name."""
+    return f"part-compact-{shards[0]:08d}-{shards[-1]:08d}.parquet"
+
+
+def shards_of(name: str) -> range:
+    """The shards whose rows a file of this name holds; none where it is no file of a bank's root."""
+    if match := PART.fullmatch(name):
+        return range(int(match[1]), int(match[1]) + 1)
+    if match := COMPACT.fullmatch(name):
+        return range(int(match[1]), int(match[2]) + 1)
+    return range(0)
+
+
 def encode(rows: Sequence[BankRow]) -> bytes:
     """The rows as one Parquet file. Attention maps are rounded to 1/255; everything else comes back exactly."""
     plain = pa.Table.from_pylist([_record(row) for row in rows], schema=BANK.remove(CONCEPTS))
     table = plain.add_column(CONCEPTS, BANK.field(CONCEPTS), _concept_column(rows))
     buffer = io.BytesIO()
-    pq.write_table(
-        table, buffer, row_group_size=ROW_GROUP, compression="zstd", compression_level=1, use_dictionary=REPEATED
-    )
+    pq.write_table(table, buffer, row_group_size=ROW_GROUP, **ENCODING)
     return buffer.getvalue()
+
+
+def joined(parts: Iterable[tuple[int, bytes]]) -> bytes:
+    """Several (shard, part) as one compact file, which lists each shard and its rows; read a part at a time."""
+    buffer, shards, waiting = io.BytesIO(), [], []
+    with pq.ParquetWriter(buffer, BANK, **ENCODING) as writer:
+
+        def write() -> None:
+            writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP)
+            waiting.clear()
+
+        for shard, data in parts:
+            waiting.append(_read(io.BytesIO(data), part_name(shard)).select(BANK.names).cast(BANK))
+            shards.append((shard, len(waiting[-1])))
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                write()
+        if waiting:
+            write()
+        writer.add_key_value_metadata({SHARDS_KEY: json.dumps(shards, separators=(",", ":"))})
+    return buffer.getvalue()
+
+
+def outcomes(store: Store, name: str) -> dict[int, list[tuple[str, str]]]:
+    """Shard -> (id, status) of its rows, for each shard in a part or compact file; from those two columns alone."""
+    with store.reader(name) as file:
+        parquet = pq.ParquetFile(file)
+        table = parquet.read(columns=["id", "status"], use_threads=False)
+        listed = (parquet.metadata.metadata or {}).get(SHARDS_KEY.encode())
+    rows = iter(zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True))
+    sizes = json.loads(listed) if listed else [(shards_of(name)[0], len(table))]
+    return {shard: list(islice(rows, size)) for shard, size in sizes}
 
 
 def decode(data: bytes, name: str = "the bank's file") -> list[BankRow]:
     """The rows of one encoded file; ConfigError naming it where it is cut short, foreign or of a newer format."""
     return _rows(_read(io.BytesIO(data), name))
+
+
+def decode_ids(data: bytes, name: str = "the bank's file") -> list[str]:
+    """The picture ids of one encoded file, in order; the same errors as `decode`."""
+    return _read(io.BytesIO(data), name, ["id"])["id"].to_pylist()
 
 
 def _record(row: BankRow) -> dict:
@@ -259,16 +328,20 @@ class BankSummary:
     """learning time of all rows together"""
 
 
-PART = re.compile(r"part-\d{8}\.parquet")
 WHOLE_FILE = 8 << 20  # bytes up to which a part is fetched in one request rather than column by column
 
 
-def _members(entries: Iterable[Entry]) -> list[Entry]:
-    """The files of one listing that hold the bank's rows, oldest first.
+def members(store: Store) -> list[Entry]:
+    """The files that hold a bank's rows, oldest first. A part that a compact file covers counts for nothing.
 
-    The seam for compaction: a compact file will list the parts that it covers, and covered parts are dropped here.
+    Compact files are looked for after the parts: where a part went while the first listing was under way, the
+    compact file that has its rows was there before, so the second listing shows it.
     """
-    return sorted((entry for entry in entries if PART.fullmatch(entry.name)), key=lambda entry: entry.name)
+    parts = [entry for entry in store.list("part-") if PART.fullmatch(entry.name)]
+    compact = [entry for entry in store.list("part-compact-") if COMPACT.fullmatch(entry.name)]
+    covered = {shard for entry in compact for shard in shards_of(entry.name)}
+    uncovered = [entry for entry in parts if shards_of(entry.name)[0] not in covered]
+    return sorted([*compact, *uncovered], key=lambda entry: shards_of(entry.name)[0])
 
 
 class Bank:
@@ -286,10 +359,10 @@ class Bank:
         store, name = locate(uri)
         if name is not None:
             return cls(store, store.list(name)[:1])
-        members = _members(store.list("part-"))
-        if not members:
+        found = members(store)
+        if not found:
             raise ConfigError(f"no bank at {uri}: it holds no part-*.parquet")
-        return cls(store, members)
+        return cls(store, found)
 
     def __len__(self) -> int:
         return len(self._index())
@@ -383,5 +456,11 @@ class Bank:
     def _part(self, member: int, columns: Sequence[str] | None = None) -> pa.Table:
         entry = self._members[member]
         whole = entry.size <= WHOLE_FILE
-        with io.BytesIO(self._store.get(entry.name)) if whole else self._store.reader(entry.name) as file:
-            return _read(file, self._store.join(entry.name), columns)
+        try:
+            with io.BytesIO(self._store.get(entry.name)) if whole else self._store.reader(entry.name) as file:
+                return _read(file, self._store.join(entry.name), columns)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self._store.join(entry.name)} went away while the bank was read, perhaps into a compact file;"
+                " run the same command again"
+            ) from None

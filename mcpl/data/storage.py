@@ -41,7 +41,8 @@ class Entry:
 
 
 class Store(Protocol):
-    """A root on disk or in a bucket. Faults of the network that outlive the retries raise ConnectionError."""
+    """A root on disk or in a bucket. Faults of the network that outlive the retries raise ConnectionError, a full
+    disk or bucket raises OSError."""
 
     uri: str
 
@@ -266,6 +267,7 @@ OPERATOR_CODES = {
     "AllAccessDisabled",
     "InvalidBucketName",
 }
+FULL_CODES = {"QuotaExceeded", "InsufficientStorage", "XMinioStorageFull"}
 _conditional: dict[tuple[str, str], bool] = {}
 """(endpoint, bucket) -> whether it honours `If-None-Match: *`; probed once per process"""
 
@@ -404,6 +406,8 @@ class S3Store:
                 raise ConnectionError(
                     f"{where}: the store answered {code} ({status}) for {self.retry_seconds:g} s"
                 ) from None
+            if code in FULL_CODES or status == 507:
+                raise OSError(errno.ENOSPC, f"the store is full ({code}); make room, then run again", where) from None
             if code in OPERATOR_CODES or status in (301, 403):
                 raise ConfigError(
                     f"{self.uri}: the store answered {code} ({status}); check bucket and rights"

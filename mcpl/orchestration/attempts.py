@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.train import BackendConfig, UserCallback
 from ray.train.backend import Backend
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from mcpl.errors import MCPLError
 from mcpl.orchestration.queue import RemoteBoard
@@ -61,6 +62,22 @@ def drain_notice() -> float | None:
     if deadline is None:
         return None
     return deadline / 1000 - time.time() if deadline else math.inf
+
+
+def reservations() -> set[str]:
+    """Hexadecimal ids of this job's placement groups that still hold, or wait for, a part of the cluster."""
+    job = ray.get_runtime_context().get_job_id()  # an id ends with its job's
+    return {id for id, group in placement_group_table().items() if id.endswith(job) and group["state"] != "REMOVED"}
+
+
+def release(ids: set[str]) -> None:
+    """Free what a killed controller had reserved for its workers, and end them with it.
+
+    Ray Train's own cleaner asks the dashboard whether the controller lives; a cluster without one keeps the
+    reservation for good, and where it is the whole cluster, nothing could ever start again.
+    """
+    for id in ids:
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(id)))
 
 
 def one_line(error: BaseException) -> str:

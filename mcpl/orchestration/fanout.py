@@ -42,7 +42,15 @@ from mcpl.data.dataset import Dataset, ShardRef
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import BankMismatch, ConfigError, ExampleError, MCPLError, PackTooLarge
 from mcpl.orchestration import plan as plans
-from mcpl.orchestration.attempts import NoProgress, ReplicaGroups, Strikes, drain_notice, one_line
+from mcpl.orchestration.attempts import (
+    NoProgress,
+    ReplicaGroups,
+    Strikes,
+    drain_notice,
+    one_line,
+    release,
+    reservations,
+)
 from mcpl.orchestration.plan import Plan, Shard, Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard, RemoteBoard, Verdict, pinned
 from mcpl.types import BankRow, Example
@@ -469,12 +477,14 @@ def _on_ray(
 
 def _fit_to_the_end(board: Board, handle, orders: Orders, workers, scratch: str, verbose: bool) -> None:
     """Ray Train replaces dead workers; this replaces a dead Ray Train. Board and storage lose nothing by it."""
+    others = reservations()
     while True:
         kind, message = "error", "all workers left before the work was done"
         try:
             _trainer(handle, orders, workers, scratch, verbose).fit()
         except RayActorError as error:
             kind, message = "death", f"Ray Train's controller: {one_line(error)}"
+            release(reservations() - others)
         snapshot = board.snapshot()
         if snapshot.counts.finished or snapshot.stopping or board.strike(kind, message):
             return

@@ -4,7 +4,9 @@
     _mcpl/base.json                digest of the frozen base, claimed by the first worker that loads it
     _mcpl/manifest-00000.parquet   generation 0: a row per shard; 00001, ... for rows added later or tried again
     _mcpl/tally.json               learned/failed/skipped of finished shards; a cache, never believed over a listing
+    _mcpl/compact.json             how many shards share a compact file, once the run has been compacted
     part-00000042.parquet          the rows of shard 42, whoever learned them, however often
+    part-compact-00000000-00000063.parquet    the rows of these shards; their parts, if any, count for nothing
 
 A part's name and rows are fixed before anybody starts, so two workers on one shard can only ever make one part.
 """
@@ -17,13 +19,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mcpl.data.bank import part_name
+from mcpl.data.bank import members, outcomes, part_name, shards_of
 from mcpl.errors import BankMismatch, ConfigError
 
 if TYPE_CHECKING:
@@ -36,7 +39,6 @@ BASE = "_mcpl/base.json"
 TALLY = "_mcpl/tally.json"
 VERSION = 1
 
-_PART = re.compile(r"part-(\d{8})\.parquet")
 _MANIFEST = re.compile(r"_mcpl/manifest-(\d{5})\.parquet")
 
 Reason = Literal["first", "grown", "retry"]
@@ -225,20 +227,38 @@ def read_plan(store: Store) -> Plan:
 
 
 def parts_present(store: Store) -> set[int]:
-    """Numbers of the shards whose part is in storage: the truth about what is done."""
-    return {int(match[1]) for entry in store.list("part-") if (match := _PART.fullmatch(entry.name))}
+    """Numbers of the shards whose rows are in storage: the truth about what is done."""
+    return {shard for entry in members(store) for shard in shards_of(entry.name)}
 
 
 def read_tallies(store: Store, plan: Plan) -> dict[int, Tally]:
-    """Outcome of every shard whose part is in storage: from the cache, else from the part's status column."""
+    """Outcome of every shard whose rows are in storage: from the cache, else from the file's status column."""
     cached = {number: Tally(*counts) for number, *counts in (_read_json(store, TALLY) or {"shards": []})["shards"]}
-    present = parts_present(store) & plan.sizes().keys()
-    return {number: cached.get(number) or tally_part(store, number) for number in present}
+    planned, found = plan.sizes().keys(), {}
+    for entry in members(store):
+        shards = planned & shards_of(entry.name)
+        if not shards <= cached.keys():
+            if len(shards) == 1:
+                cached |= {shard: tally_part(store, shard) for shard in shards}
+            else:
+                cached |= {shard: _tally(rows) for shard, rows in outcomes(store, entry.name).items()}
+        found |= {shard: cached[shard] for shard in shards}
+    return found
 
 
 def tally_part(store: Store, shard: int) -> Tally:
-    """The outcome of a part that is in storage. FileNotFoundError where it is not."""
-    return Tally.of(status for _, status in _statuses(store, shard))
+    """The outcome of a shard that is in storage. FileNotFoundError where it is not."""
+    try:
+        return _tally(outcomes(store, part_name(shard))[shard])
+    except FileNotFoundError:
+        for entry in store.list("part-compact-"):
+            if shard in shards_of(entry.name):
+                return _tally(outcomes(store, entry.name)[shard])
+        raise
+
+
+def _tally(rows: Iterable[tuple[str, str]]) -> Tally:
+    return Tally.of(status for _, status in rows)
 
 
 def write_tallies(store: Store, tallies: Mapping[int, Tally]) -> None:
@@ -285,6 +305,8 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
 
     Reads only the parts that hold a failure or tried one again.
     """
+    places = {shard: entry.name for entry in members(store) for shard in shards_of(entry.name)}
+    read = lru_cache(maxsize=2)(lambda name: outcomes(store, name))  # neighbours often share a compact file
     latest: dict[str, int] = {}
     for generation in plan.generations:
         for number in generation.numbers:
@@ -292,7 +314,7 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
                 for id in generation.shard(number).ids if generation.reason == "retry" else ():
                     latest.pop(id, None)
             elif tallies[number].failed or generation.reason == "retry":
-                for id, status in _statuses(store, number):
+                for id, status in read(places[number])[number]:
                     latest.pop(id, None)
                     if status == "failed":
                         latest[id] = number
@@ -300,13 +322,6 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
     for id, number in latest.items():
         found.setdefault(number, []).append(id)
     return found
-
-
-def _statuses(store: Store, shard: int) -> list[tuple[str, str]]:
-    """(id, status) of a part's rows, from those two columns alone."""
-    with store.reader(part_name(shard)) as file:
-        table = pq.read_table(file, columns=["id", "status"])
-    return list(zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True))
 
 
 def _read_json(store: Store, name: str) -> dict | None:

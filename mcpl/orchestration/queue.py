@@ -280,7 +280,7 @@ class Board:
 
     def save(self) -> None:
         """Write the outcome cache, so that a resumed run need not read every part."""
-        with contextlib.suppress(ConnectionError):  # only a cache: a store that is away must not stop the learning
+        with contextlib.suppress(OSError):  # only a cache: a store that is away or full must not stop the learning
             write_tallies(self._store, self._queue.done)
         self._tally_due = self._clock() + self.TALLY_SECONDS
 

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from mcpl.config import RunConfig
-from mcpl.data.bank import PART, Bank
+from mcpl.data.bank import Bank, members
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.models import catalogue
@@ -47,7 +47,7 @@ def learn_dataset(
     """`fanout.run` inside one MLflow run; `how` goes to `fanout.run`.
 
     Raises BankMismatch, before a run is opened, where the output is another recipe's or another base's, and
-    ConfigError, before anything is learned, where the tracking server does not answer.
+    ConfigError, before anything is learned, where tracking is set wrong; a server that is only away is told later.
     """
     store, dataset = open_store(config.output), Dataset.open(config.dataset)
     catalogue.find(config.recipe.base)  # a mistyped name must not leave a plan behind
@@ -71,6 +71,7 @@ def learn_dataset(
             store.put(TOLD, json.dumps({"rows": summary.rows}).encode())
         if summary.stopped:
             run.ends_as = "KILLED"
+    _keep(run, store)
     return summary
 
 
@@ -119,9 +120,14 @@ def _start(tracker: Tracker, config: RunConfig, store: Store, dataset: Dataset) 
         job=f"{store.uri} {recipe.fingerprint}",
         resume=_record(store),
     )
-    if run.record:
-        store.put(RECORD, run.record.to_json().encode())
+    _keep(run, store)
     return run
+
+
+def _keep(run: Run, store: Store) -> None:
+    """Which run speaks for the output, so that the same command goes on in it."""
+    if run.record and run.record.opened:
+        store.put(RECORD, run.record.to_json().encode())
 
 
 def _told(store: Store) -> int | None:
@@ -151,5 +157,5 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
         run.figure(figures.concept_sheet(shown), f"overlays/{safe_name(shown.id)}")
     bases = {row.provenance.base_digest: row.provenance.base for row in islice(bank.rows(), 1)}
     run.tags({"base": ", ".join(bases.values()), "base_digest": ", ".join(bases)})
-    parts = sorted((e for e in store.list("part-") if PART.fullmatch(e.name)), key=lambda entry: entry.name)
+    parts = members(store)
     log_bank(run, store.uri, ((e.name, store.get(e.name)) for e in parts), sum(e.size for e in parts))

@@ -29,6 +29,8 @@ TRACKERS = {
 PACKAGES = ("mcpl", "torch", "diffusers", "transformers", "ray", "mlflow", "pyarrow")  # what a result depends on
 TABLE_LINES = 200  # rows of a table's readable copy
 
+LATER = "later-"
+
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -51,6 +53,11 @@ class RunRecord:
     """without credentials"""
     experiment: str
     run_id: str
+    """LATER and more, until the server has been there to open the run"""
+
+    @property
+    def opened(self) -> bool:
+        return not self.run_id.startswith(LATER)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"

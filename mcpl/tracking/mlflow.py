@@ -1,6 +1,7 @@
 """Runs in MLflow: SQLite beside the output unless a server is named.
 
-A server that dies in the middle never stops learning: what it cannot take is spooled and delivered later.
+A server that is away, at the start, in the middle or at the end, never stops learning: what it cannot take is spooled
+and delivered later.
 """
 
 from __future__ import annotations
@@ -11,14 +12,25 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from mcpl.tracking.base import DatasetInput, Run, RunRecord, Status, flatten
+from mcpl.tracking.base import LATER, DatasetInput, Run, RunRecord, Status, flatten
 from mcpl.tracking.redaction import redact
-from mcpl.tracking.server import connect, experiment_id, impatient, one_line, plain_errors, resolve_uri
+from mcpl.tracking.server import (
+    Away,
+    connect,
+    experiment_id,
+    impatient,
+    load_mlflow,
+    one_line,
+    plain_errors,
+    resolve_uri,
+)
 from mcpl.tracking.spool import Message, Refused, Spool
 
 if TYPE_CHECKING:
@@ -46,7 +58,15 @@ class MLflowTracker:
         self.uri = resolve_uri(uri, home)
         self.experiment = experiment
         self._home = Path(home).resolve()
-        self._client = connect(self.uri)
+        self._away = ""
+        try:
+            self._client = connect(self.uri)
+        except Away as reason:
+            if not self.uri.startswith(("http://", "https://")):  # a database has no client before it answers
+                raise
+            self._away = str(reason)
+            self._client = load_mlflow().MlflowClient(self.uri, self.uri)
+            return
         with plain_errors(self.uri):
             self.experiment_id = experiment_id(self._client, self.uri, experiment, self._home)
         self._deliver_left_overs()
@@ -61,34 +81,54 @@ class MLflowTracker:
         job: str | None = None,
         resume: RunRecord | None = None,
     ) -> MLflowRun:
-        with plain_errors(self.uri):
-            earlier = self._earlier_run(job, resume)
-            run_id = earlier or self._create(name)
-            if earlier:
-                self._client.update_run(run_id, status="RUNNING")
-            self._describe(run_id, params, dict(tags) | ({JOB_TAG: job} if job else {}), dataset)
-        record = RunRecord(redact(self.uri), self.experiment, run_id)
-        run = MLflowRun(self._client, record, self._spool_of(run_id), resumed=bool(earlier))
+        asked = {"params": {k: redact(v) for k, v in flatten(params).items()}, "name": name, "job": job}
+        asked |= {"tags": {k: redact(str(v)) for k, v in tags.items()}, "resume": resume and asdict(resume)}
+        asked |= {"dataset": dataset and asdict(replace(dataset, source=redact(dataset.source)))}
+        if self._away:
+            record = RunRecord(redact(self.uri), self.experiment, LATER + uuid.uuid4().hex)
+            run = MLflowRun(self._client, record, self._spool_of(record.run_id), opens=self._open)
+            run.start_later(asked, self._away)
+        else:
+            record = RunRecord(redact(self.uri), self.experiment, "")
+            with plain_errors(self.uri):
+                record, resumed = self._open(record, asked)
+            run = MLflowRun(self._client, record, self._spool_of(record.run_id), resumed)
         for group, values in params.items():
             if isinstance(values, Mapping):
                 run.artifact(_yaml(values), f"{group}.yaml")
         return run
 
-    def _create(self, name: str | None) -> str:
-        source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
-        return self._client.create_run(self.experiment_id, run_name=name, tags=source).info.run_id
+    def _open(self, record: RunRecord, asked: Mapping[str, Any]) -> tuple[RunRecord, bool]:
+        """Open or go on with the run that was asked for, and describe it; True where there was one. Safe to repeat."""
+        experiment = experiment_id(self._client, self.uri, record.experiment, self._home)
+        resume, job = asked["resume"] and RunRecord(**asked["resume"]), asked["job"]
+        earlier = self._earlier_run(experiment, job, resume)
+        run_id = earlier or self._create(experiment, asked["name"])
+        if earlier:
+            self._client.update_run(run_id, status="RUNNING")
+        dataset = asked["dataset"] and DatasetInput(**asked["dataset"])
+        self._describe(run_id, asked["params"], asked["tags"] | ({JOB_TAG: job} if job else {}), dataset)
+        return replace(record, run_id=run_id), bool(earlier)
 
-    def _earlier_run(self, job: str | None, resume: RunRecord | None) -> str | None:
+    def _create(self, experiment: str, name: str | None) -> str:
+        source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
+        return self._client.create_run(experiment, run_name=name, tags=source).info.run_id
+
+    def _earlier_run(self, experiment: str, job: str | None, resume: RunRecord | None) -> str | None:
         """The run to go on with. Others of the same job that still claim to be running are dead: close them."""
         runs = []
         if job:
             quoted = job.replace("'", "\\'")
             runs = self._client.search_runs(
-                [self.experiment_id], f"tags.`{JOB_TAG}` = '{quoted}'", order_by=["attributes.start_time DESC"]
+                [experiment], f"tags.`{JOB_TAG}` = '{quoted}'", order_by=["attributes.start_time DESC"]
             )
         known = {run.info.run_id: run.info.status for run in runs}
         chosen = next(iter(known), None)
-        if resume and resume.tracking_uri == redact(self.uri) and (resume.run_id in known or self._exists(resume)):
+        if (
+            resume
+            and resume.tracking_uri == redact(self.uri)
+            and (resume.run_id in known or self._exists(experiment, resume))
+        ):
             chosen = resume.run_id
         for run_id, status in known.items():
             if run_id != chosen and status == "RUNNING":
@@ -96,16 +136,16 @@ class MLflowTracker:
                 self._client.set_terminated(run_id, "KILLED")
         return chosen
 
-    def _exists(self, record: RunRecord) -> bool:
+    def _exists(self, experiment: str, record: RunRecord) -> bool:
         from mlflow.exceptions import MlflowException
 
         try:
             info = self._client.get_run(record.run_id).info
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return False
-        return info.lifecycle_stage == "active" and info.experiment_id == self.experiment_id
+        return info.lifecycle_stage == "active" and info.experiment_id == experiment
 
     def _describe(self, run_id: str, params: Mapping, tags: Mapping, dataset: DatasetInput | None) -> None:
         """Parameters, tags and the dataset; a second start adds what is new and tags what has changed."""
@@ -132,20 +172,39 @@ class MLflowTracker:
             record = RunRecord.from_json(told.read_text())
             spool = Spool(told.parent)
             ours = record and record.tracking_uri == redact(self.uri) and spool.claim()
-            if ours and MLflowRun(self._client, record, spool).deliver():
+            if ours and MLflowRun(self._client, record, spool, opens=self._open).deliver():
                 log.info("delivered what run %s had to keep while its tracking server was away", record.run_id)
 
 
 class MLflowRun(Run):
     """Says everything at once while the server answers; spools, and tries again now and then, while it does not."""
 
-    def __init__(self, client: MlflowClient, record: RunRecord, spool: Spool, resumed: bool = False) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        record: RunRecord,
+        spool: Spool,
+        resumed: bool = False,
+        opens: Callable[[RunRecord, Mapping], tuple[RunRecord, bool]] | None = None,
+    ) -> None:
+        """`opens` opens a run that the spool says was never opened."""
         self.record = record
+        self._open = opens
         self._client = client
         self._spool = spool
         self._resumed = resumed
         self._next_attempt = 0.0
         self._tables: list[dict[str, str]] = []
+
+    def start_later(self, asked: Mapping[str, Any], reason: str) -> None:
+        """The server is away: keep the opening of the run for later, before all that it will be told."""
+        self._next_attempt = time.monotonic() + RETRY_SECONDS
+        self._spool.put(Message("start", dict(asked)))
+        self._keep_record()
+        log.warning(
+            "%s. Learning goes on, and what it should know waits in %s: the next job that tracks there delivers it",
+            *(reason, self._spool.folder),
+        )
 
     def metric_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Many (step, values) in as few requests as can be. A resumed run repeats nothing it has already said."""
@@ -210,11 +269,14 @@ class MLflowRun(Run):
         except Exception as error:  # whatever MLflow, its database or the network raise: learning goes on
             self._next_attempt = time.monotonic() + RETRY_SECONDS
             self._spool.put(message)
-            (self._spool.folder / "record").write_text(self.record.to_json())
+            self._keep_record()
             log.warning(
                 "tracking server %s went away (%s); learning goes on, and what it should know waits in %s",
                 *(self.record.tracking_uri, one_line(error), self._spool.folder),
             )
+
+    def _keep_record(self) -> None:
+        (self._spool.folder / "record").write_text(self.record.to_json())
 
     def _send(self, message: Message) -> None:
         from mlflow.entities import Metric, RunTag
@@ -222,7 +284,10 @@ class MLflowRun(Run):
 
         run_id, body = self.record.run_id, message.body
         try:
-            if message.kind == "metrics":
+            if message.kind == "start":
+                self.record, self._resumed = self._open(self.record, body)
+                self._keep_record()
+            elif message.kind == "metrics":
                 self._client.log_batch(run_id, metrics=[Metric(*row) for row in self._unsaid(body["rows"])])
             elif message.kind == "tags":
                 self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in body.items()])

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+class Away(ConfigError):
+    """The server does not answer now; nothing says that the address is wrong."""
+
+
 REACH_SECONDS = 6.0  # an unreachable server is named within this time
 
 
@@ -186,18 +191,19 @@ def _within(seconds: float, uri: str, call: Callable[[], T]) -> T:
     thread.join(seconds)
     if "value" in outcome:
         return outcome["value"]
-    raise ConfigError(_unreachable(uri, outcome.get("error"), seconds)) from None
+    kind, message = _unreachable(uri, outcome.get("error"), seconds)
+    raise kind(message) from None
 
 
-def _unreachable(uri: str, error: Exception | None, seconds: float) -> str:
+def _unreachable(uri: str, error: Exception | None, seconds: float) -> tuple[type[ConfigError], str]:
     told, where = redact(str(error)) if error else "timed out", redact(uri)
     if re.search(r"\b40[13]\b|PERMISSION_DENIED|authenticat", told):
-        return (
+        return ConfigError, (
             f"tracking server {where} refuses these credentials: "
             "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     if re.search(r"\b404\b|JSON", told):
-        return f"{where} answers, but not as an MLflow tracking server: check the address"
+        return ConfigError, f"{where} answers, but not as an MLflow tracking server: check the address"
     reasons = {
         "Connection refused": "connection refused",
         "resolve|Name or service|getaddrinfo": "no such host",
@@ -205,7 +211,8 @@ def _unreachable(uri: str, error: Exception | None, seconds: float) -> str:
         "CERTIFICATE|SSL": "no trusted TLS certificate",
     }
     reason = next((short for pattern, short in reasons.items() if re.search(pattern, told, re.I)), None)
-    return (
+    mistaken = reason in ("no such host", "no trusted TLS certificate")
+    return ConfigError if mistaken else Away, (
         f"tracking server {where} cannot be reached ({reason or one_line(error)}): start it, correct --tracking-uri or "
         "MLFLOW_TRACKING_URI, or leave both out to track in SQLite beside the output"
     )

@@ -108,7 +108,7 @@ def test_a_dataset_becomes_a_registered_model(dataset, tmp_path, tiny_base_dir):
     [
         ({"--dataset": "nowhere"}, "nowhere"),
         ({"--recipe": "papre"}, "papre"),
-        ({"--tracking-uri": "http://127.0.0.1:9"}, "127.0.0.1:9"),
+        ({"--tracking-uri": "./mlruns"}, "sqlite:///"),
         ({"--output": "http://example.org/x"}, "http"),
     ],
 )

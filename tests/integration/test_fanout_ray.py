@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from mcpl.errors import ConfigError
 from mcpl.orchestration.fanout import NoProgress
+from tests.orchestration import scenario as scenarios
 from tests.orchestration.scenario import Scenario
-from tests.orchestration.stub import NAME
+from tests.processes import alive, kill, playing
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -30,19 +30,7 @@ def undisturbed(scenario: Scenario):
     return scenario.compared("undisturbed")
 
 
-def eventually(true, seconds: float = 400, what: str = "") -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+eventually = partial(scenarios.eventually, seconds=400)
 
 
 def parts(scenario: Scenario) -> list[str]:
@@ -91,6 +79,27 @@ def test_kill_9_of_a_worker_in_the_middle(scenario, ray_cluster, monkeypatch, wh
     assert len(scenario.pids() - before) == processes
 
 
+@pytest.mark.parametrize("part", ["queue", "controller"])
+def test_kill_9_of_what_stands_between_driver_and_workers(scenario, ray_cluster, part):
+    """The queue is made again from storage by Ray; Ray Train's controller, and its workers with it, by the driver."""
+    scenario.pictures(32)
+    expected = undisturbed(scenario)
+    scenario.tell(wait=["p0016"])
+
+    def disturb() -> None:
+        eventually((scenario.stub_folder / "waiting-p0016").exists, what="the middle")
+        kill(*playing(part, os.getpid()))
+        (scenario.stub_folder / "go-p0016").touch()
+
+    thread = threading.Thread(target=disturb, daemon=True)
+    thread.start()
+    summary = scenario.run(scenario.config(workers=2), inline=False)  # all that the cluster has: nothing is left over
+    thread.join()
+    assert (summary.learned, summary.new) == (32, 32)
+    assert scenario.compared().equals(expected)
+    assert summary.lost_workers == {"queue": 0, "controller": 1}[part]
+
+
 def test_a_worker_that_always_fails_ends_the_run_and_keeps_the_rest(scenario, ray_cluster):
     scenario.pictures(12)
     scenario.tell(crash=["p0005"])
@@ -116,10 +125,10 @@ def test_kill_9_of_the_driver_then_the_same_command_resumes(scenario, started):
     scenario.tell(seconds=0.1, wait=["p0018"])
     (scenario.stub_folder / "learned").rename(scenario.root / "learned-before")
     before = scenario.pids()
-    driver = started("pipelines/train_all.py", *arguments(scenario), "--workers", "2")
+    driver = started("pipelines/train_all.py", *scenario.arguments(), "--workers", "2")
     eventually(lambda: len(parts(scenario)) >= 3 or driver.poll() is not None, what="the first parts")
     assert driver.poll() is None, (scenario.root / "log-0").read_text()
-    os.kill(driver.pid, signal.SIGKILL)
+    driver.kill()
     driver.wait()
     eventually(lambda: not any(map(alive, scenario.pids() - before)), what="its workers to end")
     resumed = len(scenario.compared())
@@ -133,9 +142,22 @@ def test_kill_9_of_the_driver_then_the_same_command_resumes(scenario, started):
     assert (scenario.times_learned() - learned).total() == 24 - resumed  # only the missing ones
 
 
-def arguments(scenario: Scenario, output: str = "bank") -> list[str]:
-    config = scenario.config(output)
-    recipe = scenario.root / "test.yaml"
-    recipe.write_text(f"base: {scenario.stub_folder}\nsteps: {config.recipe.steps}\n")
-    placed = {"--dataset": config.dataset, "--output": config.output, "--recipe": recipe, "--shard-size": 4}
-    return [str(word) for pair in placed.items() for word in pair] + ["--runner", NAME]
+def test_kill_9_of_the_head_ends_the_driver_and_the_same_command_resumes(scenario, started):
+    scenario.pictures(24)
+    expected = undisturbed(scenario)
+    scenario.tell(wait=["p0012"])
+    command = ["pipelines/train_all.py", *scenario.arguments()]
+    quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # else a minute
+    driver = started(*command, **quick)
+    eventually((scenario.stub_folder / "waiting-p0012").exists, what="the middle")
+    head = playing("head", driver.pid)
+    assert len(head) == 2
+    kill(*head)
+    assert driver.wait(180) != 0
+    eventually(lambda: not any(map(alive, scenario.pids() - {os.getpid()})), what="its workers to end")
+    assert len(scenario.compared()) == 12
+
+    scenario.tell()
+    summary = scenario.run(scenario.config())
+    assert (summary.resumed, summary.new) == (12, 12)
+    assert scenario.compared().equals(expected)

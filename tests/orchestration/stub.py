@@ -1,6 +1,6 @@
 """A runner that learns nothing in no time, told by a folder what to do: for tests of everything around learning.
 
-The recipe's base names the folder. `settings.json` in it may hold
+The recipe's base names the folder. `settings.json` in it, read again for each shard, may hold
 
     seconds     what a picture takes
     fail        ids that become failed rows
@@ -39,14 +39,13 @@ class Runner:
     def __init__(self, recipe: Recipe, placement: Placement):
         self.recipe, self.pack = recipe, placement.pack
         self.folder = Path(recipe.base)
-        settings = self.folder / "settings.json"
-        self.settings = json.loads(settings.read_text()) if settings.exists() else {}
+        self.settings = self._told()
         self.base_digest = self.settings.get("digest", self.base_digest)
         (self.folder / "learned").mkdir(parents=True, exist_ok=True)
         (self.folder / f"pid-{os.getpid()}").touch()
 
     def __call__(self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None) -> list[BankRow]:
-        rows = []
+        rows, self.settings = [], self._told()
         for example in examples:
             self._act(example.id)
             rows.append(self._row(example))
@@ -54,6 +53,10 @@ class Runner:
             if on_done:
                 on_done(rows[-1])
         return rows
+
+    def _told(self) -> dict:
+        settings = self.folder / "settings.json"
+        return json.loads(settings.read_text()) if settings.exists() else {}
 
     def _act(self, id: str) -> None:
         while len(list(self.folder.glob("pid-*"))) < self.settings.get("crowd", 0):

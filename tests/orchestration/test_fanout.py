@@ -16,19 +16,12 @@ from mcpl.orchestration.plan import Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard
 from pipelines import train_all
 from tests.orchestration import stub
-from tests.orchestration.scenario import Scenario
+from tests.orchestration.scenario import Scenario, eventually
 
 
 @pytest.fixture
 def scenario(tmp_path) -> Scenario:
     return Scenario(tmp_path)
-
-
-def eventually(true, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_every_picture_once_and_then_nothing_to_do(scenario):

@@ -190,10 +190,41 @@ def test_an_unusable_server_is_one_clear_line_within_seconds(uri, says, ports, m
     connect.__globals__["load_mlflow"]()  # its import is not what is timed
     start = time.monotonic()
     with pytest.raises(ConfigError) as caught:
-        MLflowTracker(uri.format(**ports))
+        connect(uri.format(**ports))
     assert time.monotonic() - start < 6
     assert says in str(caught.value)
     assert "\n" not in str(caught.value) and "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["http://ann:pw@127.0.0.1:{closed}", "http://127.0.0.1:{silent}"])
+def test_a_server_that_is_away_at_the_start_is_told_later(uri, ports, home, migrated, monkeypatch, caplog):
+    """Learning may begin; the run is opened, and all is said, when a job meets the server again."""
+    monkeypatch.setattr("mcpl.tracking.server.REACH_SECONDS", 1.0)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
+    tracker = MLflowTracker(uri.format(**ports), home=home)
+    run = tracker.start(**JOB)
+    run.metrics({"loss": 2.0}, step=1)
+    run.artifact(b"text", "notes/a.txt")
+    run.finish()
+    assert not run.record.opened
+    (kept,) = (home / "mlflow-spool").iterdir()
+    assert f"Learning goes on, and what it should know waits in {kept}" in caplog.text
+    assert not any("pw@" in text for text in (caplog.text, *(file.read_text() for file in kept.glob("*.json"))))
+    run._spool._lock.close()  # the process ends
+
+    # the server is back: here, the database that stands for it
+    record = kept / "record"
+    back = f"sqlite:///{home}/mlflow.db"
+    record.write_text(record.read_text().replace(run.record.tracking_uri, back))
+    later = MLflowTracker(back, home=home)
+    client = connect(back)
+    (found,) = client.search_runs([later.experiment_id])
+    assert (found.data.metrics, found.info.status) == ({"loss": 2.0}, "FINISHED")
+    assert found.data.params["recipe.lr"] and len(found.inputs.dataset_inputs) == 1
+    assert {"notes/a.txt", "recipe.yaml"} <= set(artifacts(client, found.info.run_id))
+    assert not (home / "mlflow-spool").exists() or not list((home / "mlflow-spool").iterdir())
+    again = later.start(**JOB)  # the same job, resumed
+    assert again.record.run_id == found.info.run_id
 
 
 @pytest.fixture
