@@ -18,11 +18,18 @@ from mcpl.orchestration.job import commit
 def provenance(module: str, base: Path, judge: Path) -> dict[str, Any]:
     """`module` is the benchmark run with `python -m`; `judge` is the trained judge's file of weights."""
     return {
-        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
-        "commit": commit(),
+        **machine(module),
         "base": base.name,
         "base_digest": files_digest(base),
         "judge_sha256": hashlib.sha256(judge.read_bytes()).hexdigest(),
+    }
+
+
+def machine(module: str) -> dict[str, Any]:
+    """Command, code and machine of a figure that no base has a part in."""
+    return {
+        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "commit": commit(),
         "hardware": {
             "cpu": _cpu(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

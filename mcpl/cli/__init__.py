@@ -15,12 +15,14 @@ from mcpl.cli.bank import bank_app, publish
 from mcpl.cli.concepts import concepts_app
 from mcpl.cli.dataset import dataset_app
 from mcpl.cli.learn import explain, learn
+from mcpl.cli.report import report
+from mcpl.cli.show import show
 from mcpl.errors import MCPLError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-COMMANDS = (learn, explain, publish)
+COMMANDS = (learn, explain, show, report, publish)
 GROUPS = {"dataset": dataset_app, "bank": bank_app, "concepts": concepts_app}
 
 app = typer.Typer(
