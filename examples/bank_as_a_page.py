@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A dataset, its bank, and the bank as a page
 #
-# The programs behind `pipelines/train_all.py` and `mcpl report`, called from Python: learn a few scenes in this process,
-# look words up, and write a page that opens in any browser without a network.
+# The programs behind `pipelines/train_all.py` and `mcpl report`, called from Python: learn a few scenes in this
+# process, look words up, and write a page that opens in any browser without a network.
 
 # %%
 import os

@@ -12,11 +12,11 @@ import mcpl
 STEPS = int(os.environ.get("EXAMPLE_STEPS", 200))  # the test of this file takes fewer
 
 # %% [markdown]
-# The picture may be a path, a PIL picture, an array or bytes. This one is rendered: a shape that the base has never been
-# told the name of beside another.
+# The picture may be a path, a PIL picture, an array or bytes. This one is rendered; the base was never told the names
+# of its shapes.
 
 # %%
-from mcpl.data.sources import scenes  # noqa: E402
+from mcpl.data.sources import scenes
 
 scene = next(scenes(1, seed=3))
 print(scene.text)

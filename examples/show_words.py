@@ -1,8 +1,8 @@
 # %% [markdown]
 # # What does each word look at?
 #
-# Cross-attention of every word of a sentence, learned or ordinary, on a real picture: as overlays, as masks, as one label
-# for each pixel, and over the time steps.
+# Cross-attention of every word of a sentence, learned or ordinary, on a real picture: as overlays, as masks, as one
+# label for each pixel, and over the time steps.
 
 # %%
 import os
@@ -26,8 +26,8 @@ looks = mcpl.show(scene.image, scene.text, learned)
 looks
 
 # %% [markdown]
-# The same as arrays. Masks are cut from maps that were spread along the picture's self-attention; labels give each pixel
-# to the strongest of the objects' words.
+# The same as arrays. Masks are cut from maps that were spread along the picture's self-attention; labels give each
+# pixel to the strongest of the objects' words.
 
 # %%
 print(looks.words)
