@@ -4,7 +4,7 @@ from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
-_NOTEBOOK = ("learn", "show")
+_NOTEBOOK = ("learn", "show", "generate", "edit")
 """functions of mcpl.notebook, loaded with torch when one is first asked for"""
 
 

@@ -4,6 +4,8 @@
 
     learned = mcpl.learn("photo.png", "a brown <bear> on a rolling <board>", recipe="best")
     mcpl.show("photo.png", "a brown <bear> on a rolling <board>", learned)
+    mcpl.generate("a <bear> in a red hat", learned)
+    mcpl.edit("photo.png", "a brown <bear> on a rolling <board>", learned, replace={"<bear>": "cat"})
 
 A picture is a path, a PIL picture, an array [H, W, 3] uint8, or a file's bytes. Words are what `learn` gave, a mapping
 slug -> vectors [n, D], or sources: banks, folders, word files, models:/NAME@alias.
@@ -26,14 +28,14 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from mcpl.config import Placement
+from mcpl.config import Placement, parse
 from mcpl.data.pictures import fit, load_picture, picture_png
 from mcpl.data.sources import picture_and_sentence
 from mcpl.errors import ConfigError
-from mcpl.generation.words import LearnedWord, check_base, gather
+from mcpl.generation.words import LearnedWord, check_base, gather, of_row
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
-from mcpl.orchestration.job import Outcome, Runner, set_threads
+from mcpl.orchestration.job import Outcome, Runner, set_threads, to_pixels
 from mcpl.orchestration.looking import Looks, ids_of, inline, look_at
 from mcpl.orchestration.single import learn_example, write
 from mcpl.prompts import said
@@ -141,12 +143,117 @@ def show(
     unless given; notes: what is told of words that were learned several times.
     """
     example = _example(picture, sentence)
-    slugs = [concept.slug for concept in said(sentence).concepts]
-    found = _gathered(slugs, words, ids, example.image, notes)
-    model = _base(_base_of(found, base), device)
-    check_base(found.values(), model.facts)
+    model, found = _with_base([sentence], words, ids, base, device, notes, example.image)
     vectors = {slug: word.vectors for slug, word in found.items()}
     return look_at(example.image, sentence, vectors, model, show, segment, timesteps, seed, threshold)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures and what they were made from. Displays itself; `save` writes what the command of the same name does."""
+
+    made: Any = field(repr=False)
+    """mcpl.generation's Generated or Edited"""
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        return [Image.fromarray(picture.numpy()) for picture in self.made.pictures]
+
+    @property
+    def sheet(self) -> Image.Image:
+        """All in a grid; of edited ones before, after, and where the change may show."""
+        from mcpl.generation.saving import grid
+
+        if not hasattr(self.made, "mask"):
+            return grid(self.made.pictures)
+        masks = [
+            Image.fromarray((mask.numpy() * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
+            for mask, picture in zip(self.made.mask, self.pictures, strict=True)
+        ]
+        rows = zip(self.made.original, self.made.pictures, (mask.convert("RGB") for mask in masks), strict=True)
+        return grid([one for row in rows for one in row], 3)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        from mcpl.generation.saving import save_edited, save_generated
+
+        (save_edited if hasattr(self.made, "mask") else save_generated)(self.made, Path(folder))
+        return Path(folder)
+
+    def _repr_png_(self) -> bytes:
+        return picture_png(self.sheet)
+
+
+def generate(
+    sentence: str,
+    words: Words = (),
+    n: int = 4,
+    *,
+    seed: int = 0,
+    base: str | None = None,
+    ids: Sequence[str] = (),
+    device: str = "auto",
+    notes: Callable[[str], None] = print,
+    **drawing: Any,
+) -> Pictures:
+    """n pictures of a sentence with learned words, each with the next seed; drawing: fields of `Drawing` (steps,
+    guidance, scheduler, negative, attend)."""
+    from mcpl.generation import generate as drawn
+
+    settings = parse(drawn.Drawing, drawing, "generate")
+    model, found = _with_base([sentence, settings.negative], words, ids, base, device, notes)
+    return Pictures(drawn.generate(model, sentence, found, range(seed, seed + n), settings))
+
+
+def edit(
+    picture: Picture | None,
+    sentence: str,
+    words: Words = (),
+    *,
+    replace: Mapping[str, str] | None = None,
+    refine: str | None = None,
+    weight: Mapping[str, float] | None = None,
+    local: Sequence[str] = (),
+    seed: int = 0,
+    base: str | None = None,
+    ids: Sequence[str] = (),
+    device: str = "auto",
+    notes: Callable[[str], None] = print,
+    **editing: Any,
+) -> Pictures:
+    """Change one thing of a picture that the sentence tells, and leave the rest.
+
+    picture: None draws one from the sentence and the seed; replace: word -> word; refine: the sentence with more words;
+    weight: word -> factor of the attention paid to it; local: words where the change may show, the changed ones unless
+    given; editing: fields of `Editing` (steps, guidance, cross, layout, threshold ...).
+    """
+    from mcpl.generation import change as changes
+    from mcpl.generation import edit as edits
+
+    if bool(replace) == bool(refine) and not (weight and not replace):
+        raise ConfigError("say what changes: replace or refine, or a weight")
+    change = changes.replaced(sentence, replace) if replace else changes.refined(sentence, refine or sentence)
+    change = changes.weighted(change, weight) if weight else change
+    change = changes.shown_by(change, local) if local else change
+    settings = parse(edits.Editing, editing, "edit")
+    image = None if picture is None else _example(picture, sentence).image
+    model, found = _with_base([change.before.text, change.after.text], words, ids, base, device, notes, image)
+    if image is None:
+        original = edits.drawn(model, sentence, found, [seed], settings)
+    else:
+        pixels = to_pixels(fit(load_picture(image), model.facts.resolution))
+        original = edits.inverted(model, sentence, found, pixels[None], settings)
+    return Pictures(edits.edit(model, original, change, found, settings))
+
+
+def _with_base(
+    texts: Sequence[str], words: Words, ids: Sequence[str], base: str | None, device: str, notes, image: bytes = b""
+) -> tuple[BaseModel, dict[str, LearnedWord]]:
+    """The base and the learned words of some sentences; BankMismatch where they do not belong together."""
+    slugs = dict.fromkeys(concept.slug for text in texts if text.strip() for concept in said(text).concepts)
+    found = _gathered(tuple(slugs), words, ids, image, notes)
+    model = _base(_base_of(found, base), device)
+    check_base(found.values(), model.facts)
+    return model, found
 
 
 def _example(picture: Picture, sentence: str) -> Example:
@@ -169,9 +276,7 @@ def _gathered(
 ) -> dict[str, LearnedWord]:
     """The sentence's learned words, from wherever they are."""
     if isinstance(words, Learned):
-        row = words.outcome.row
-        origin = (f"picture {row.id}", row.provenance.base, row.provenance.base_digest)
-        words = {slug: LearnedWord(slug, rows, *origin) for slug, rows in words.vectors.items()}
+        words = of_row(words.outcome.row)
     if isinstance(words, Mapping):
         if missing := [slug for slug in slugs if slug not in words]:
             raise ConfigError(
@@ -179,7 +284,7 @@ def _gathered(
             )
         return {slug: _word(slug, words[slug]) for slug in slugs}
     sources = [words] if isinstance(words, str | os.PathLike) else list(words)
-    found, told = gather(slugs, sources, ids or ids_of(image, sources))
+    found, told = gather(slugs, sources, ids or (ids_of(image, sources) if image else ()))
     for line in told:
         notes(line)
     return found

@@ -10,7 +10,7 @@ LEFT = {
     "learn_one_picture": ("sheet.png", "metrics.json", "concepts", "samples"),
     "show_words": ("sheet.png", "words.webp", "segmentation.png", "maps.npz"),
     "bank_as_a_page": ("page/index.html", "bank/part-00000000.parquet"),
-    "generate_and_edit": ("generated.png", "edited.png"),
+    "generate_and_edit": ("grid.png", "picture-0.png", "original.png", "edited.png", "mask.png", "sheet.png"),
 }
 
 

@@ -31,7 +31,7 @@ def learned(tiny_base_dir):
 def test_import_waits_for_nothing():
     code = (
         "import sys, time; t = time.perf_counter(); import mcpl; t = time.perf_counter() - t;"
-        "assert not {'torch', 'numpy'} & set(sys.modules) and {'learn', 'show'} <= set(dir(mcpl)); print(t)"
+        "assert not {'torch', 'numpy'} & set(sys.modules) and {'learn', 'show', 'generate', 'edit'} <= set(dir(mcpl)); print(t)"
     )
     told = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -122,3 +122,19 @@ def test_wrong_words_are_told_in_one_line(learned, base_dir):
         mcpl.show(picture(), TEXT)
     with pytest.raises(BankMismatch, match="<star>"):
         mcpl.show(picture(), TEXT, learned, base=str(base_dir("sd1")), device="cpu")
+
+
+def test_pictures_are_drawn_and_edited_and_display_themselves(learned, tmp_path):
+    drawn = mcpl.generate("a <star> on a <ring>", learned, n=3, seed=5, steps=2, device="cpu")
+    assert len(drawn.pictures) == 3 and drawn.made.seeds == (5, 6, 7)
+    [alone] = mcpl.generate("a <star> on a <ring>", learned, n=1, seed=6, steps=2, device="cpu").pictures
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(drawn.pictures[1])).max() <= 1
+    edited = mcpl.edit(picture(), TEXT, learned, replace={"<star>": "ring"}, steps=2, device="cpu")
+    assert edited.made.prompt == "a red ring left of a blue <ring>" and edited.made.seeds == ()
+    for made in (drawn, edited):
+        assert Image.open(io.BytesIO(made._repr_png_())).size == made.sheet.size
+        assert (made.save(tmp_path) / ("sheet.png" if made is edited else "grid.png")).is_file()
+    with pytest.raises(ConfigError, match="stepz"):
+        mcpl.generate("a <star>", learned, stepz=3)
+    with pytest.raises(ConfigError, match="say what changes"):
+        mcpl.edit(picture(), TEXT, learned)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mcpl.models.base import Facts
+    from mcpl.types import BankRow
 
 FILES = (".safetensors", ".pt", ".bin")
 TOLD = 4
@@ -39,15 +40,31 @@ class LearnedWord:
     """its name in the sentence"""
     vectors: Tensor = field(repr=False)
     """[n, D] float32"""
-    origin: str
-    """the picture and bank, or the file, that it comes from"""
+    source: str
+    """the bank, registry version or file that it comes from"""
+    picture: str | None = None
+    """id of the picture that taught it, where that is known"""
     base: str | None = None
     """name of the base that it was learned with; None where its file does not say"""
     base_digest: str | None = None
 
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in words."""
+        return f"that of picture {self.picture} in {self.source}" if self.picture else f"that of {self.source}"
+
 
 Words = Mapping[str, LearnedWord]
 """slug -> the word"""
+
+
+def of_row(row: BankRow, source: str = "this bank") -> dict[str, LearnedWord]:
+    """The words of one learned picture."""
+    p = row.provenance
+    return {
+        word.concept.slug: LearnedWord(word.concept.slug, word.vectors, source, row.id, p.base, p.base_digest)
+        for word in row.learned.concepts
+    }
 
 
 def gather(
@@ -136,31 +153,25 @@ def _finder(source: str, ids: Collection[str], tracking_uri: str | None, home: s
 
 
 def _in_bank(uri: str, ids: Collection[str]) -> Find:
-    import torch
-
     bank = Bank.open(uri)
-    bases = {row["id"]: row for row in bank.table(["id", "base", "base_digest"]).to_pylist()}
+    columns = bank.table(["id", "base", "base_digest"])
+    bases = {row["id"]: (row["id"], row["base"], row["base_digest"]) for row in columns.to_pylist()}
 
     def find(slug: str) -> list[LearnedWord]:
         return [
-            LearnedWord(
-                slug, torch.from_numpy(hit.vectors), f"picture {hit.id} of {_told(uri)}",
-                bases[hit.id]["base"], bases[hit.id]["base_digest"],
-            )
+            LearnedWord(slug, _tensor(hit.vectors), _told(uri), *bases[hit.id])
             for hit in bank.search(slug)
             if not ids or hit.id in ids
-        ]  # fmt: skip
+        ]
 
     return find
 
 
 def _in_files(paths: Sequence[Path]) -> Find:
-    import torch
-
     read = [
         LearnedWord(
-            embeddings.slug_of(one.word, str(path)), torch.from_numpy(one.vectors), str(path),
-            one.header.get("mcpl.base"), one.header.get("mcpl.base_digest"),
+            embeddings.slug_of(one.word, str(path)), _tensor(one.vectors), str(path),
+            base=one.header.get("mcpl.base"), base_digest=one.header.get("mcpl.base_digest"),
         )
         for path in paths
         for one in embeddings.read(path)
@@ -169,9 +180,6 @@ def _in_files(paths: Sequence[Path]) -> Find:
 
 
 def _in_registry(model: str, ids: Collection[str], tracking_uri: str | None, home: str | Path) -> Find:
-    import numpy as np
-    import torch
-
     from mcpl.tracking.registry import base_of, lookup
 
     where = {"tracking_uri": tracking_uri, "home": home}
@@ -180,11 +188,15 @@ def _in_registry(model: str, ids: Collection[str], tracking_uri: str | None, hom
     def find(slug: str) -> list[LearnedWord]:
         found = lookup(model, word=slug, image_id=list(ids) or None, **where)
         return [
-            LearnedWord(
-                slug, torch.from_numpy(np.array(list(hit.vectors), np.float32)), f"picture {hit.image_id} of {model}",
-                base, digest,
-            )
+            LearnedWord(slug, _tensor(list(hit.vectors)), model, hit.image_id, base, digest)
             for hit in found.itertuples()
-        ]  # fmt: skip
+        ]
 
     return find
+
+
+def _tensor(vectors) -> Tensor:
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.array(vectors, np.float32))
