@@ -30,7 +30,7 @@ drawn
 # An edit of the real picture: a learned word is exchanged for an ordinary one. The change shows only where they look.
 
 # %%
-edited = mcpl.edit(scene.image, scene.text, learned, replace={f"<{first}>": "circle"})
+edited = mcpl.edit(scene.image, scene.text, learned, replace={f"<{first}>": "disc"})
 edited
 
 # %%
