@@ -252,9 +252,13 @@ const MCPL = (() => {
     return told;
   }
   function strip([address, count], told) {
-    const image = make("img", { class: "strip", src: address, alt: `${count} ${count === 1 ? "picture" : "pictures"} ${told}`, loading: "lazy" });
-    image.addEventListener("load", () => { image.classList.toggle("pixels", image.naturalHeight <= 128); image.style.maxWidth = `${count * 176}px`; });
-    return make("figure", { class: "whole" }, image, make("figcaption", {}, told));
+    // one file holds them side by side; each is shown by itself, since their grounds are often alike
+    const tiles = Array.from({ length: count }, (_, i) => {
+      const image = make("img", { src: address, alt: "", loading: "lazy" });
+      image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalHeight <= 128));
+      return make("div", { class: "look tile-of", "--count": count, "--place": i }, image);
+    });
+    return make("figure", { class: "whole" }, make("div", { class: "strip", role: "img", "aria-label": `${count} ${count === 1 ? "picture" : "pictures"} ${told}` }, ...tiles), make("figcaption", {}, told));
   }
   function near(word) {
     const items = word.near.map(([slug, id, cosine]) => make("li", {}, byId.has(id)
