@@ -26,7 +26,8 @@ const done = arguments[0];
 const drawn = (item) => item.dataset.filled && [...item.querySelectorAll('img')].every((image) => image.complete);
 const look = () => {
   const all = [...document.querySelectorAll('#gallery li')];
-  const seen = all.filter((item) => item.getBoundingClientRect().top < innerHeight);
+  const places = new Map(all.map((item) => [item, item.getBoundingClientRect()]));
+  const seen = all.filter((item) => places.get(item).top < innerHeight && places.get(item).bottom > 0);
   seen.length && seen.every(drawn) ? requestAnimationFrame(() => done(performance.now())) : requestAnimationFrame(look);
 };
 look();

@@ -19,7 +19,7 @@ def show(
         list[str] | None, typer.Option("--bank", help="Bank, or a folder of `mcpl learn`; may be given again.")
     ] = None,
     concept: Annotated[list[Path] | None, typer.Option("--concept", help="Word file; may be given again.")] = None,
-    registry: Annotated[str | None, typer.Option("--registry", help="models:/NAME@alias.")] = None,
+    registry: Annotated[str | None, typer.Option("--registry", help="NAME, NAME@alias or NAME/version.")] = None,
     id: Annotated[
         list[str] | None,
         typer.Option("--id", help="Take the words of this picture; else of PHOTO, where it was learned from."),
@@ -43,7 +43,11 @@ def show(
 
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder")
-    sources = [*(bank or ()), *map(str, concept or ()), *([registry] if registry else ())]
+    named = [f"models:/{registry.removeprefix('models:/')}"] if registry else []
+    sources, own = [*(bank or ()), *map(str, concept or ()), *named], Path("learned") / photo.stem
+    if not sources and "<" in sentence and (own / "bank").is_dir():
+        sources = [str(own)]
+        _note(f"the words are those of {own}")
     with console.status("looking"):
         looks = looked(
             photo, sentence, sources, base=model, ids=id or (), show=word or (), segment=segment or (),

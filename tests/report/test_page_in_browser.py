@@ -68,7 +68,8 @@ class Opened:
     def filled(self) -> None:
         """Every card in view has its pictures."""
         self.until(
-            "[...document.querySelectorAll('#gallery li')].filter(x => x.getBoundingClientRect().top < innerHeight)"
+            "[...document.querySelectorAll('#gallery li')]"
+            ".filter(x => x.getBoundingClientRect().top < innerHeight && x.getBoundingClientRect().bottom > 0)"
             ".every(x => x.dataset.filled && [...x.querySelectorAll('img')].every(i => i.complete && i.naturalWidth))"
         )
 

@@ -1,6 +1,7 @@
 "use strict";
 // One global, MCPL: open(list) with what index.html holds, chunk(number, rows) with what a data file holds.
 const MCPL = (() => {
+  const FRAME_MS = 5; // of a frame that new cards may take
   const at = (id) => document.getElementById(id);
   const chunks = new Map(); // number -> {rows, waiting}
   let list, heat, byId, shown = [], page = 0, detail = -1, opener = null;
@@ -106,8 +107,19 @@ const MCPL = (() => {
 
   // ---- the gallery ----------------------------------------------------------------------------------------------------
   const watcher = new IntersectionObserver((seen) => {
-    for (const one of seen) if (one.isIntersecting) { watcher.unobserve(one.target); fill(one.target); }
-  }, { rootMargin: "500px" });
+    for (const one of seen) if (one.isIntersecting) { watcher.unobserve(one.target); fetch_card(one.target); }
+  }, { rootMargin: "700px" });
+  const ready = []; // cards whose data are there: a few are drawn in each frame, so that scrolling stays smooth
+  async function fetch_card(item) {
+    const row = await need(item.index);
+    if (!ready.length) requestAnimationFrame(fill_some);
+    ready.push([item, row]);
+  }
+  function fill_some() {
+    const end = performance.now() + FRAME_MS;
+    while (ready.length && performance.now() < end) fill(...ready.shift());
+    if (ready.length) requestAnimationFrame(fill_some);
+  }
 
   function card(index) {
     const button = make("button", { class: "card", type: "button", onclick: () => open_detail(index) });
@@ -123,8 +135,8 @@ const MCPL = (() => {
       ...list.signs_of[index].map((sign) => make("span", { class: "badge" }, readable(list.signs[sign]))),
       value === null || value === undefined ? null : make("span", { class: "score" }, `${readable(by)} ${number(value)}`));
   }
-  async function fill(item) {
-    const index = item.index, row = await need(index), button = item.firstChild;
+  function fill(item, row) {
+    const index = item.index, button = item.firstChild;
     const looks = make("div", { class: "looks" }, make("div", { class: "look" }, picture(row, `picture ${list.id[index]}`)));
     (row.words || []).forEach((_, place) => looks.append(look(row, place, "after")));
     button.replaceChildren(looks, sentence(row.sentence), ...(row.reason ? [make("span", { class: "reason" }, row.reason)] : []), foot(index));
@@ -181,6 +193,7 @@ const MCPL = (() => {
     const each = Number(at("each").value), pages = Math.max(1, Math.ceil(shown.length / each));
     page = Math.max(0, Math.min(page, pages - 1));
     watcher.disconnect();
+    ready.length = 0;
     at("gallery").replaceChildren(...shown.slice(page * each, (page + 1) * each).map(card));
     at("found").value = shown.length === list.id.length ? `${shown.length} pictures` : `${shown.length} of ${list.id.length} pictures`;
     at("page").value = page + 1;
