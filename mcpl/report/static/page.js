@@ -350,7 +350,7 @@ const MCPL = (() => {
   }
   function order(down) {
     at("order").setAttribute("aria-pressed", String(down));
-    at("order").firstChild.textContent = down ? "↑" : "↓";
+    at("order").textContent = down ? "↓ descending" : "↑ ascending";
   }
   function keys(event) {
     if (at("detail").open && !/^(INPUT|SELECT)$/.test(event.target.tagName)) {
