@@ -190,6 +190,29 @@ def test_what_a_sentence_says_is_text_and_nothing_runs(opened):
     opened.click("detail")
 
 
+def test_one_file_works_within_mlflows_page(driver, pages):
+    """MLflow shows an HTML artifact as a blob in a sandboxed frame: scripts alone, no storage, no address."""
+    driver.get("about:blank")
+    driver.get_log("browser")
+    driver.execute_script(
+        "const frame = document.createElement('iframe'); frame.sandbox = 'allow-scripts';"
+        "frame.style = 'width: 1200px; height: 800px';"
+        "frame.src = URL.createObjectURL(new Blob([arguments[0]], {type: 'text/html'})); document.body.append(frame);",
+        pages[1].read_text(),
+    )
+    driver.switch_to.frame(0)
+    deadline = time.monotonic() + 30
+    ready = "return document.querySelectorAll('#gallery li[data-filled] canvas').length > 1"
+    while not driver.execute_script(ready):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.execute_script("document.querySelector('.card').click()")
+    time.sleep(0.5)
+    assert driver.execute_script("return document.getElementById('detail').open")
+    driver.switch_to.default_content()
+    assert [line["message"] for line in driver.get_log("browser") if line["level"] != "INFO"] == []
+
+
 def test_everything_has_a_name_and_colours_follow_the_system(opened):
     opened.set("sort", "attention_iou")  # shows the histogram
     unnamed = opened.run(
