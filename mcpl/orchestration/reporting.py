@@ -20,7 +20,7 @@ from mcpl.evaluation.neighbours import nearest
 from mcpl.evaluation.signs import SIGNS
 from mcpl.models.base import BaseModel
 from mcpl.orchestration.showing import drawings, sentence_of
-from mcpl.report.page import SIDE, About, Neighbour, Page, PageRow
+from mcpl.report.page import SIDE, About, Neighbour, Page, PageRow, is_ours
 from mcpl.types import BankRow, Example
 
 PAGE = "index.html"
@@ -59,8 +59,8 @@ def write_report(
     """
     opened, data, store = Bank.open(bank), Dataset.open(dataset), open_store(out)
     before = {entry.name for entry in store.list()}
-    if before and PAGE not in before:
-        raise ConfigError(f"--out {out} is not empty and holds no page: choose another folder")
+    if before and (PAGE not in before or not is_ours(store.get(PAGE))):
+        raise ConfigError(f"--out {out} is not empty and holds no page of mcpl: choose another folder")
     model = _base(opened, base, device) if samples else None
     kept = _Kept(store)
     page = _page(kept.put, opened, data, count, single, title, model, samples, on_picture)

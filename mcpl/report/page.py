@@ -217,6 +217,11 @@ class Page:
         return name
 
 
+def is_ours(html: bytes) -> bool:
+    """Whether an index.html is such a page, and not somebody's own."""
+    return b"MCPL.open(" in html
+
+
 def segments(sentence: Sentence) -> list:
     """A sentence as the page colours it: ordinary text, and [word, concept, 1 if learned else 0]."""
     parts: list = []
