@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from mcpl.diffusion import add_noise, bucket_centres
 from mcpl.errors import ConfigError
 from mcpl.evaluation.looking import WordLooks, content, look, things
+from mcpl.models.catalogue import load
 from mcpl.prompts import said
 
 TEXT = "a red <star> left of a blue ring"
@@ -100,3 +101,15 @@ def test_maps_are_means_over_time_by_their_own_maximum():
     by_time = torch.tensor([[[[0.1, 0.2], [0.0, 0.0]]], [[[0.3, 0.0], [0.0, 0.0]]]])
     looks = WordLooks((0,), torch.tensor([1, 2]), by_time, by_time[0])
     torch.testing.assert_close(looks.maps, torch.tensor([[[1.0, 0.5], [0.0, 0.0]]]))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "ldm"])
+def test_every_kind_of_base_is_looked_at(base_dir, kind):
+    model, sentence = load(str(base_dir(kind)), device="cpu"), said(TEXT)
+    vectors = {"star": torch.randn(3, model.facts.width, generator=torch.Generator().manual_seed(0))}
+    pixels = torch.zeros(3, model.facts.resolution, model.facts.resolution)
+    looks = look(model, pixels, sentence, vectors, content(sentence), timesteps=5)
+    side = model.facts.attention_size
+    assert looks.by_time.shape == (5, 4, side, side) and looks.by_time.isfinite().all()
+    assert looks.by_time.min() > 0 and looks.by_time.sum(dim=1).max() < 1, "shares of one softmax"
+    assert looks.refined.isfinite().all() and looks.masks((64, 64)).any(dim=(1, 2)).all()
