@@ -17,7 +17,7 @@ from mcpl.diffusion import add_noise, bucket_centres
 from mcpl.errors import ConfigError
 from mcpl.evaluation.sampling import condition, repeated
 from mcpl.models.base import BaseModel
-from mcpl.objectives.attention import binarise, exclusive, normalise, refine
+from mcpl.objectives.attention import binarise, normalise, refine
 from mcpl.prompts import is_content, word_positions
 from mcpl.types import Sentence
 
@@ -52,10 +52,15 @@ class WordLooks:
         return binarise(self._enlarged(size), threshold).bool()
 
     def labels(self, size: tuple[int, int], segmented: Sequence[int], threshold: float = THRESHOLD) -> Tensor:
-        """Each pixel's word: 1 + index into `segmented` (indices into W), 0 for none. [H, W'] uint8"""
+        """Each pixel's word: 1 + index into `segmented` (indices into W), 0 for none. [H, W'] uint8
+
+        Of several masks a pixel takes that of the word whose map is strongest there against its own mean: a word that
+        looks everywhere takes nothing from one that looks here.
+        """
         maps = self._enlarged(size)[list(segmented)]
-        own = exclusive(maps, binarise(maps, threshold))
-        return (own * torch.arange(1, len(segmented) + 1)[:, None, None]).sum(dim=0).to(torch.uint8)
+        share = maps / maps.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12) * binarise(maps, threshold)
+        strongest = share.max(dim=0)
+        return torch.where(strongest.values > 0, strongest.indices + 1, 0).to(torch.uint8)
 
     def _enlarged(self, size: tuple[int, int]) -> Tensor:
         return F.interpolate(self.refined[None], size=size, mode="bilinear", align_corners=False)[0]

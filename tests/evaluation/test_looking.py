@@ -92,6 +92,9 @@ def test_a_pixel_belongs_to_the_strongest_of_the_words_that_reach_it():
     assert looks.masks((2, 2)).int().tolist() == [[[1, 1], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [0, 1]]]
     assert looks.labels((2, 2), [0, 1]).tolist() == [[1, 2], [2, 0]]
     assert looks.labels((2, 2), [2]).tolist() == [[0, 0], [0, 1]], "labels are places in `segmented`"
+    everywhere = torch.cat([refined[:1], torch.tensor([[[1.0, 1.0], [1.0, 0.9]]])])
+    flat = WordLooks((1, 4), torch.tensor([5]), everywhere[None], everywhere)
+    assert flat.labels((2, 2), [0, 1]).tolist() == [[1, 1], [2, 2]], "one looks everywhere"
     assert looks.masks((2, 2), 0.95).int().tolist()[1] == [[0, 0], [1, 0]]
     larger = F.interpolate(refined[None], size=(6, 6), mode="bilinear", align_corners=False)[0]
     assert torch.equal(looks.masks((6, 6))[0], larger[0] >= 0.5 * larger[0].max())
