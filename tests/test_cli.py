@@ -224,9 +224,35 @@ def test_a_dataset_is_previewed_as_one_page(monkeypatch, capsys, photo, tmp_path
     assert code == 1 and printed.startswith("mcpl: nothing is at ")
 
 
+def test_what_was_learned_is_shown_and_becomes_a_page(learn, monkeypatch, capsys, photo, tmp_path):
+    text = "a red <star> left of a blue <ring>"
+    learn(photo, text)
+    bank = tmp_path / "out"
+    look = ("show", photo, text, "--bank", bank, "--timesteps", 2, "--device", "cpu", "--out", tmp_path / "shown")
+    code, printed = run(monkeypatch, capsys, *look)
+    assert code == 0 and "<ring>" in printed and "sheet.png" in printed
+    made = {path.relative_to(tmp_path / "shown").as_posix() for path in (tmp_path / "shown").rglob("*.*")}
+    assert {
+        "sheet.png",
+        "words.webp",
+        "overlays/2-star.png",
+        "masks/4-ring.png",
+        "segmentation.png",
+        "maps.npz",
+    } <= made
+    code, printed = run(monkeypatch, capsys, "show", photo, "a <moon>", "--bank", bank, "--out", tmp_path / "none")
+    assert code == 1 and "<moon>" in printed and not (tmp_path / "none").exists()
+
+    write_dataset([Example(photo.stem, photo.read_bytes(), text)], tmp_path / "dataset")
+    told = ("--dataset", tmp_path / "dataset", "--out", tmp_path / "page", "--samples", 1, "--device", "cpu")
+    code, printed = run(monkeypatch, capsys, "report", bank / "bank", *told)
+    assert code == 0 and "1 pictures, 2 words" in printed and "index.html" in printed
+    assert len(list((tmp_path / "page" / "samples").iterdir())) == 3  # each word alone, and together
+
+
 def test_every_command_has_help():
     runner = CliRunner()
-    for command in ("learn", "explain", "dataset", "bank", "concepts", "publish"):
+    for command in ("learn", "explain", "show", "report", "dataset", "bank", "concepts", "publish"):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "Usage" in result.output
 

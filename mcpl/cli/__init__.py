@@ -16,12 +16,14 @@ from mcpl.cli.concepts import concepts_app
 from mcpl.cli.dataset import dataset_app
 from mcpl.cli.learn import explain, learn
 from mcpl.cli.plan import plan
+from mcpl.cli.report import report
+from mcpl.cli.show import show
 from mcpl.errors import MCPLError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-COMMANDS = (learn, explain, publish, plan)
+COMMANDS = (learn, explain, show, report, plan, publish)
 GROUPS = {"dataset": dataset_app, "bank": bank_app, "concepts": concepts_app}
 
 app = typer.Typer(

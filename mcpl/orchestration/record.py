@@ -21,6 +21,7 @@ from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
 from mcpl.orchestration.plan import RUN
+from mcpl.orchestration.reporting import single_page
 from mcpl.orchestration.showing import shown_rows
 from mcpl.report import figures
 from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_tracker, versions
@@ -30,6 +31,8 @@ from mcpl.tracking.results import Summary, log_bank, log_summary, picture_rows
 RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
 OVERLAYS = 12
 """pictures whose sheets a run carries"""
+PAGE_PICTURES = 240
+"""pictures of the page that a run carries, one file of a few megabytes at most: `mcpl report` shows the whole bank"""
 TABLE_ROWS = 10_000
 """rows of the per-picture table that a run carries; the bank has them all"""
 PULSE = 15.0
@@ -146,7 +149,7 @@ def _record(store: Store) -> RunRecord | None:
 
 
 def _tell(run: Run, store: Store, dataset: Dataset) -> None:
-    """Curves, scores, a table of pictures, some sheets, and the bank itself."""
+    """Curves, scores, a table of pictures, some sheets, a page to look at, and the bank itself."""
     bank, summary = Bank.open(store.uri), Summary()
     for row in bank.rows():
         summary.add(row)
@@ -155,6 +158,8 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
     run.table(picture_rows(islice(bank.rows(), TABLE_ROWS)), "pictures")
     for shown in shown_rows(bank, dataset, OVERLAYS):
         run.figure(figures.concept_sheet(shown), f"overlays/{safe_name(shown.id)}")
+    title = f"{Path(store.uri).name}, learned with {next(bank.rows()).provenance.recipe}"
+    run.artifact(single_page(bank, dataset, PAGE_PICTURES, title), "report/index.html")
     bases = {row.provenance.base_digest: row.provenance.base for row in islice(bank.rows(), 1)}
     run.tags({"base": ", ".join(bases.values()), "base_digest": ", ".join(bases)})
     parts = members(store)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+import numpy as np
+
 from mcpl.data.bank import Bank
 from mcpl.data.pictures import fit, load_picture
 from mcpl.data.sources import Dataset
@@ -37,17 +39,9 @@ def shown_rows(
 
 def shown(row: BankRow, example: Example, model: BaseModel | None = None, samples: int = 0) -> Shown:
     """One learned row beside its picture."""
-    vectors = {word.concept.slug: word.vectors for word in row.learned.concepts}
     sentence, drawn, together = sentence_of(row), {}, ()
     if model and samples:
-        if model.facts.digest != row.provenance.base_digest:
-            raise BankMismatch(
-                f"the words of {row.id} belong to base {row.provenance.base} {row.provenance.base_digest}, "
-                f"not to {model.facts.name} {model.facts.digest}: give --model that base"
-            )
-        seed = derive_seed(row.provenance.seed, row.id, "shown")
-        drawn = {c.slug: generate(model, alone(c), vectors, samples, seed).numpy() for c in sentence.concepts}
-        together = generate(model, sentence, vectors, samples, seed).numpy()
+        drawn, together = drawings(row, model, samples)
     picture = load_picture(example.image)
     return Shown(
         id=row.id,
@@ -61,6 +55,22 @@ def shown(row: BankRow, example: Example, model: BaseModel | None = None, sample
         metrics=row.metrics,
         curve=row.learned.curve,
     )
+
+
+def drawings(row: BankRow, model: BaseModel, samples: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """`samples` pictures of each word alone, and of the row's whole sentence. [n, H, W, 3] uint8 each
+
+    Raises BankMismatch where the model is not the base that the words were learned with.
+    """
+    if model.facts.digest != row.provenance.base_digest:
+        raise BankMismatch(
+            f"the words of {row.id} belong to base {row.provenance.base} {row.provenance.base_digest}, "
+            f"not to {model.facts.name} {model.facts.digest}: give --model that base"
+        )
+    vectors = {word.concept.slug: word.vectors for word in row.learned.concepts}
+    sentence, seed = sentence_of(row), derive_seed(row.provenance.seed, row.id, "shown")
+    drawn = {c.slug: generate(model, alone(c), vectors, samples, seed).numpy() for c in sentence.concepts}
+    return drawn, generate(model, sentence, vectors, samples, seed).numpy()
 
 
 def sentence_of(row: BankRow) -> Sentence:

@@ -47,19 +47,25 @@ def learn_picture(photo: Path, text: str, out: Path, recipe: Recipe, placement: 
     with console.status("loading the base model"):
         runner = Runner(recipe, placement)
         runner.prepare(example)  # a sentence that does not fit this base is refused before anything is shown
-    _advise(example, runner, console)
-    with _bar(console) as bar:
-        task = bar.add_task("learning", total=recipe.steps)
-        (outcome,) = runner.outcomes([example], lambda step: bar.update(task, completed=step))
-    if outcome.row.status != "learned":
-        raise ExampleError(outcome.row.reason or "nothing was learned")
+    outcome = learn_example(example, runner, console)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
-        _write(folder, outcome, example, runner)
+        write(folder, outcome, example, runner)
         if out.exists():
             out.rmdir()
         shutil.move(folder, out)
+    return outcome
+
+
+def learn_example(example: Example, runner: Runner, console: Console) -> Outcome:
+    """Learn one picture with advice before it and a bar beside it. Raises ExampleError where nothing was learned."""
+    _advise(example, runner, console)
+    with _bar(console) as bar:
+        task = bar.add_task("learning", total=runner.recipe.steps)
+        (outcome,) = runner.outcomes([example], lambda step: bar.update(task, completed=step))
+    if outcome.row.status != "learned":
+        raise ExampleError(outcome.row.reason or "nothing was learned")
     return outcome
 
 
@@ -87,7 +93,8 @@ def _bar(console: Console) -> Progress:
     )  # fmt: skip
 
 
-def _write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> None:
+def write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> None:
+    """Everything that was learned of a picture, into a new folder."""
     evaluation, row = outcome.evaluation, outcome.row
     (folder / "bank").mkdir(parents=True)
     (folder / "bank" / part_name(0)).write_bytes(encode([row]))

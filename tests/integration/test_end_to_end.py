@@ -85,7 +85,7 @@ def test_a_dataset_becomes_a_registered_model(dataset, tmp_path, tiny_base_dir):
         assert run.info.status == "FINISHED"
         assert run.data.params["recipe.steps"] == "4" and run.data.metrics["pictures/learned"] == 8
         kept = {item.path for item in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
-        assert {"recipe.yaml", "bank", "overlays", "pictures.md", "curves.png"} <= kept
+        assert {"recipe.yaml", "bank", "overlays", "pictures.md", "curves.png", "report"} <= kept
         assert run.inputs.dataset_inputs[0].dataset.name == "dataset"
 
         words = mlflow.pyfunc.load_model("models:/words@champion")

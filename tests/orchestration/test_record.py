@@ -48,6 +48,18 @@ def test_a_run_is_opened_and_ends_as_finished(scenario):
     assert [tracker.ended for tracker in OPENED] == [["FINISHED"]]
 
 
+def test_the_run_carries_a_page_of_a_bounded_number_of_pictures(scenario, monkeypatch):
+    kept = {}
+    monkeypatch.setattr(base.NullRun, "artifact", lambda run, source, name: kept.__setitem__(name, source))
+    monkeypatch.setattr(record, "PAGE_PICTURES", 3)
+    scenario.pictures(5)
+    learn(scenario.config())
+    page = kept["report/index.html"].decode()
+    assert (
+        "The first 3 of 5 pictures" in page and page.count("data:image/webp") == 3 and "bank, learned with test" in page
+    )
+
+
 def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):
     scenario.pictures(4)
     config = scenario.config()
