@@ -94,17 +94,8 @@ def parse(text: str, words: str = "marked") -> Sentence:
 
     Raises ExampleError: empty; a mark that is no slug; in all but 'all' and 'list', no placeholder or one twice.
     """
-    if not text.strip():
-        raise ExampleError("empty sentence: give one such as 'a brown <bear> on a rolling <board>'")
     nouns, grows = listed_nouns(words), words == "adjectives" or words.startswith("all:")
-    lexemes: list[Lexeme] = []
-    for mark, word, sign in _LEXEME.findall(text):
-        if word or sign:
-            noun = _listed(word.lower(), nouns) if word else None
-            lexemes.append((word or sign, noun, None))
-        else:
-            slug, _, initializer = mark.lower().partition(":")
-            lexemes.append((f"<{slug}>", _checked(slug, mark), initializer or None))
+    lexemes = _lexemes(text, nouns)
     marked = [slug for _, slug, _ in lexemes if slug]  # listed nouns too: both name objects
     if words == "marked" or grows:
         if not marked:
@@ -120,8 +111,28 @@ def parse(text: str, words: str = "marked") -> Sentence:
     return _assign_roles(text, lexemes, objects)
 
 
+def said(text: str) -> Sentence:
+    """Read a sentence that is drawn and not learned: marked words may be none, and one may stand twice."""
+    lexemes = _lexemes(text)
+    return _assign_roles(text, lexemes, _objects(lexemes) or None)
+
+
 Lexeme = tuple[str, str | None, str | None]
 """text, slug where it is learned, initializer where one is given"""
+
+
+def _lexemes(text: str, nouns: Sequence[str] = ()) -> list[Lexeme]:
+    if not text.strip():
+        raise ExampleError("empty sentence: give one such as 'a brown <bear> on a rolling <board>'")
+    lexemes: list[Lexeme] = []
+    for mark, word, sign in _LEXEME.findall(text):
+        if word or sign:
+            noun = _listed(word.lower(), nouns) if word else None
+            lexemes.append((word or sign, noun, None))
+        else:
+            slug, _, initializer = mark.lower().partition(":")
+            lexemes.append((f"<{slug}>", _checked(slug, mark), initializer or None))
+    return lexemes
 
 
 def _objects(lexemes: Sequence[Lexeme]) -> frozenset[str]:
@@ -325,6 +336,21 @@ def tokenize(
     rows = [_token_row(sentence, vocabulary, vectors_per_word, stand_ins, template) for template in templates]
     ids, slots, groups, placed = (torch.stack(column) for column in zip(*rows, strict=True))
     return Prompt(ids, slots, groups, placed)
+
+
+def word_positions(
+    sentence: Sentence, vocabulary: Vocabulary, vectors_per_word: int | Sequence[int] = 1
+) -> tuple[range, ...]:
+    """The token positions of each word of a sentence, as `tokenize` places them without a template."""
+    if isinstance(vectors_per_word, int):
+        vectors_per_word = [vectors_per_word] * len(sentence.concepts)
+    ranges, start = [], 1
+    for word in sentence.words:
+        own = word.role == "placeholder"
+        end = start + (vectors_per_word[word.concept] if own else len(vocabulary.pieces(word.text)))
+        ranges.append(range(start, end))
+        start = end
+    return tuple(ranges)
 
 
 def token_count(

@@ -45,13 +45,26 @@ def generate(
     on the same noise. Raises ConfigError for a word that is not among them, or was learned for another base.
     """
     noise = torch.randn((n, *model.facts.latent_shape), generator=torch.Generator().manual_seed(seed))
+    given = repeated(condition(model, sentence, vectors), n)
+    return model.decode_latents(model.sample(noise, given, model.unconditional(), sampling.steps, sampling.guidance))
+
+
+@torch.no_grad()
+def condition(model: BaseModel, sentence: Sentence, vectors: Mapping[str, Tensor]) -> Conditioning:
+    """What a sentence says, its placeholders' vectors [k, D] in their places. [1, L, D']
+
+    Raises ConfigError for a word that is not among them, or was learned for another base.
+    """
     own = [_vectors_of(concept.slug, vectors, model).to(model.device) for concept in sentence.concepts]
     learned = torch.cat(own) if own else torch.empty(0, model.facts.width, device=model.device)
     prompt = tokenize(sentence, model.vocabulary, [len(rows) for rows in own], templates=("{}",))
-    conditioning = model.encode_prompts(prompt.token_ids.to(model.device), prompt.slot_ids.to(model.device), learned)
+    return model.encode_prompts(prompt.token_ids.to(model.device), prompt.slot_ids.to(model.device), learned)
+
+
+def repeated(conditioning: Conditioning, n: int) -> Conditioning:
+    """The same for n pictures: [1, ...] -> [n, ...]."""
     extra = {name: value.expand(n, *value.shape[1:]) for name, value in conditioning.extra.items()}
-    given = Conditioning(conditioning.hidden.expand(n, -1, -1), extra)
-    return model.decode_latents(model.sample(noise, given, model.unconditional(), sampling.steps, sampling.guidance))
+    return Conditioning(conditioning.hidden.expand(n, -1, -1), extra)
 
 
 def _vectors_of(slug: str, vectors: Mapping[str, Tensor], model: BaseModel) -> Tensor:

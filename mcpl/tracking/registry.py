@@ -148,6 +148,15 @@ def lookup(
     return load(model, tracking_uri=tracking_uri, home=home).predict(query)
 
 
+def base_of(model: str, *, tracking_uri: str | None = None, home: str | Path = ".") -> tuple[str | None, str | None]:
+    """Name and digest of the base that a version's words were learned with."""
+    uri = resolve_uri(tracking_uri, home)
+    name, version = _resolve(model, uri)
+    with plain_errors(uri):
+        tags = connect(uri, make=False).get_model_version(name, version).tags
+    return tags.get("base"), tags.get("base_digest")
+
+
 def load(model: str, *, tracking_uri: str | None = None, home: str | Path = ".") -> Any:
     """The version's pyfunc, loaded once per process: a moved alias is noticed, an unmoved one costs nothing."""
     uri = resolve_uri(tracking_uri, home)
