@@ -226,7 +226,7 @@ def test_a_dataset_is_previewed_as_one_page(monkeypatch, capsys, photo, tmp_path
 
 def test_every_command_has_help():
     runner = CliRunner()
-    for command in ("learn", "explain", "dataset", "bank", "concepts", "publish"):
+    for command in ("learn", "explain", "generate", "edit", "dataset", "bank", "concepts", "publish"):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "Usage" in result.output
 

@@ -159,9 +159,7 @@ def _in_bank(uri: str, ids: Collection[str]) -> Find:
 
     def find(slug: str) -> list[LearnedWord]:
         return [
-            LearnedWord(
-                slug, _tensor(hit.vectors), _told(uri), *(bases[hit.id][c] for c in ("id", "base", "base_digest"))
-            )
+            LearnedWord(slug, _tensor(hit.vectors), _told(uri), *bases[hit.id])
             for hit in bank.search(slug)
             if not ids or hit.id in ids
         ]
