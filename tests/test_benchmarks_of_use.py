@@ -1,4 +1,4 @@
-"""The benchmarks of editing and composition: what they ask, what they forgive, and that they go on where they stopped."""
+"""The benchmarks of editing and composition: what they ask and forgive, and that they go on where they stopped."""
 
 from __future__ import annotations
 

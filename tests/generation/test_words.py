@@ -52,7 +52,8 @@ def test_equal_names_are_numbered_in_order_and_said(tmp_path):
     words, notes = gather(("bear-3", "bear", "bear-2"), [first, second])
     assert numbers(words) == {"bear-3": 3, "bear": 1, "bear-2": 2}
     assert {slug: word.slug for slug, word in words.items()} == {s: s for s in words}
-    assert len(notes) == 1 and "<bear> was learned 3 times" in notes[0] and f"<bear-3> is that of picture r in {second}" in notes[0]  # fmt: skip
+    (note,) = notes
+    assert "<bear> was learned 3 times" in note and f"<bear-3> is that of picture r in {second}" in note
     with pytest.raises(ConfigError, match="<bear-4> was learned in none of .*; <bear> is there 3 times"):
         gather(("bear-4",), [first, second])
 
@@ -81,5 +82,6 @@ def test_a_word_of_another_base_is_refused(tmp_path):
     words, _ = gather(("bear",), [bank(tmp_path / "a", ("p", {"bear": 1}))])
     facts = Facts("mine", "d" * 16, "sd", 4, (4, 8, 8), 16, 8, "epsilon", ())
     check_base(words.values(), facts)
-    with pytest.raises(BankMismatch, match=r"<bear> \(that of picture p in .*\) belongs to base scenes-v1 d+, not to mine e+"):  # fmt: skip
+    told = r"<bear> \(that of picture p in .*\) belongs to base scenes-v1 d+, not to mine e+"
+    with pytest.raises(BankMismatch, match=told):
         check_base(words.values(), replace(facts, digest="e" * 16))
