@@ -12,7 +12,7 @@ What is done is kept and not done again. The last line is JSON: `success`, `ceil
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from benchmarks.learned_words import (
 )  # fmt: skip
 from benchmarks.provenance import provenance
 from mcpl.generation.generate import Drawing, generate
-from mcpl.generation.words import LearnedWord, Words
+from mcpl.generation.words import Words
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
 from mcpl.scenes import benchmark
@@ -52,24 +52,23 @@ SHOWN = 60
 """pictures on the sheet"""
 
 
-def new_scenes(rows: Sequence[Any], split: str) -> list[tuple[str, str, Scene]]:
-    """(picture of the first word, of the second, a new scene of both)."""
+def new_scenes(rows: Sequence[Any], split: str) -> list[tuple[str, dict[str, str], Scene]]:
+    """(picture, shape -> the picture that its word is taken from, a new scene of both shapes in either order)."""
 
     def shape(number: int, place: int) -> str:
         return rows[number].scene.objects[place % len(rows[number].scene.objects)].shape
 
     made = []
     for first, second in partners(len(rows), lambda a, b: shape(a, a) != shape(b, b)):
-        pool = (shape(first, first), shape(second, second))
-        scene = sample_scene(derive_seed("composition", split, rows[first].id), objects=2, pool=pool)
-        made.append((rows[first].id, rows[second].id, scene))
+        sources = {shape(first, first): rows[first].id, shape(second, second): rows[second].id}
+        scene = sample_scene(derive_seed("composition", split, rows[first].id), objects=2, pool=tuple(sources))
+        made.append((rows[first].id, sources, scene))
     return made
 
 
-def words_of(scene: Scene, pictures: Sequence[str], bank: dict[str, dict[str, LearnedWord]]) -> Words:
+def words_of(sources: Mapping[str, str], bank: Mapping[str, Words]) -> Words:
     """The scene's words, each from its own picture; fewer where a picture was not learned."""
-    pairs = zip(scene.objects, pictures, strict=True)
-    return {item.shape: bank[picture][item.shape] for item, picture in pairs if item.shape in bank[picture]}
+    return {shape: bank[picture][shape] for shape, picture in sources.items() if shape in bank[picture]}
 
 
 def main() -> None:
@@ -84,7 +83,7 @@ def main() -> None:
         rows = list(benchmark.rows(name, given.split))[: given.pictures]
         bank = learned(name, given.split, given.pictures, recipe, model, given.out, given.pack) if name in sets else {}
         ways = ["learned"] * (name in sets) + ["true"] * (find(name).ceiling == name)
-        for first, second, scene in new_scenes(rows, given.split):
+        for first, sources, scene in new_scenes(rows, given.split):
             for told, attend in product(ways, sorted({0.0, given.attend})):
                 row = {
                     "set": name, "id": first, "told": told, "attend": attend, "base": model.facts.digest,
@@ -92,7 +91,7 @@ def main() -> None:
                 }  # fmt: skip
                 picture = given.out / "pictures" / f"{first}-{told}-{attend:g}.png"
                 if _key(row) not in known:
-                    own = words_of(scene, (first, second), bank) if told == "learned" else {}
+                    own = words_of(sources, bank) if told == "learned" else {}
                     known[_key(row)] = row | draw(model, judge, scene, own, told, attend, picture)
                     record(raw, known[_key(row)])
                 asked.append(known[_key(row)])

@@ -57,10 +57,13 @@ def test_new_scenes_join_words_of_two_pictures(rows):
     for own in rows.values():
         scenes = composition.new_scenes(own, "dev")
         assert len(scenes) == len(own)
-        for first, second, scene in scenes:
-            assert first != second and len({item.shape for item in scene.objects}) == 2
-            shown = {row.id: {item.shape for item in row.scene.objects} for row in own}
-            assert scene.objects[0].shape in shown[first] and scene.objects[1].shape in shown[second]
+        shown = {row.id: {item.shape for item in row.scene.objects} for row in own}
+        for first, sources, scene in scenes:
+            assert first in sources.values() and len(set(sources.values())) == 2
+            assert {item.shape for item in scene.objects} == sources.keys()
+            assert all(shape in shown[picture] for shape, picture in sources.items())
+            bank = {id: {slug: f"{slug} of {id}" for slug in slugs} for id, slugs in shown.items()}
+            assert composition.words_of(sources, bank) == {s: f"{s} of {id}" for s, id in sources.items()}
 
 
 def test_learned_words_are_held_against_true_names_of_the_same_pictures():
