@@ -39,7 +39,7 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 7.5 is usual for Stable Diffusion.")] = 3.0,
     scheduler: Annotated[str, typer.Option(help="ddim, ddpm, dpm++, euler, unipc ...")] = "ddim",
     attend: Annotated[
-        float, typer.Option(min=0, help="Move every learned word to be seen (Attend-and-Excite); 0.1 is usual.")
+        float, typer.Option(min=0, help="Move every learned word to be seen (Attend-and-Excite); begin with 0.02.")
     ] = 0.0,
     columns: Annotated[int | None, typer.Option(min=1, help="Columns of grid.png.")] = None,
     model: Model = None,

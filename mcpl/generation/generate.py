@@ -31,7 +31,7 @@ class Drawing(Sampling):
     negative: str = Field("", description="a sentence to keep away from, learned words allowed")
     attend: float = Field(
         0.0, ge=0, description="how far, in shares of the latents' own size, the first steps are moved towards every "
-        "learned word being seen somewhere (Attend-and-Excite); 0 is off, 0.1 is usual"
+        "learned word being seen somewhere (Attend-and-Excite); 0 is off, 0.1 is too much for the small base"
     )  # fmt: skip
     at_once: int = Field(8, ge=1, description="pictures drawn together; changes none of them")
 
