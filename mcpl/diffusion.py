@@ -35,6 +35,38 @@ def target(
     return signal * noise - sigma * latents
 
 
+def ddim_step(
+    latents: Tensor, prediction: Tensor, here: Tensor, there: Tensor, prediction_type: PredictionType
+) -> Tensor:
+    """Latents [B, C, h, w] moved from signal share alpha_bar `here` to `there` without noise, DDIM eq. 12 with eta 0.
+
+    Towards less noise it samples, towards more it inverts (DDIM section 4.3).
+    """
+    wide = torch.promote_types(latents.dtype, torch.float32)
+    signal, sigma = here.to(wide).sqrt(), (1 - here.to(wide)).sqrt()
+    x, said = latents.to(wide), prediction.to(wide)
+    if prediction_type == "epsilon":
+        clean, noise = (x - sigma * said) / signal, said
+    elif prediction_type == "v_prediction":
+        clean, noise = signal * x - sigma * said, sigma * x + signal * said
+    else:
+        clean, noise = said, (x - signal * said) / sigma
+    return (there.to(wide).sqrt() * clean + (1 - there.to(wide)).sqrt() * noise).to(latents.dtype)
+
+
+def ddim_inverse(
+    latents: Tensor, prediction: Tensor, here: Tensor, there: Tensor, prediction_type: PredictionType
+) -> Tensor:
+    """The latents at signal share `here` from which `ddim_step` with this prediction leads to `latents` at `there`.
+
+    A step is linear in the latents once the prediction stands. A base that predicts x0 leaves nothing to invert where
+    `there` is 1.
+    """
+    pull = ddim_step(torch.zeros_like(prediction), prediction, here, there, prediction_type)
+    one = torch.ones((), dtype=torch.promote_types(latents.dtype, torch.float32), device=latents.device)
+    return (latents - pull) / ddim_step(one, torch.zeros_like(one), here, there, prediction_type).to(latents.dtype)
+
+
 def stratified_timesteps(uniform: Tensor, total: int) -> Tensor:
     """One time step from each of n equal buckets of the schedule, [..., n] draws in 0..1 -> [..., n] int64.
 

@@ -252,7 +252,19 @@ def test_what_was_learned_is_shown_and_becomes_a_page(learn, monkeypatch, capsys
 
 def test_every_command_has_help():
     runner = CliRunner()
-    for command in ("learn", "explain", "show", "report", "dataset", "bank", "concepts", "publish"):
+    for command in (
+        "learn",
+        "explain",
+        "generate",
+        "edit",
+        "show",
+        "report",
+        "plan",
+        "dataset",
+        "bank",
+        "concepts",
+        "publish",
+    ):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "Usage" in result.output
 

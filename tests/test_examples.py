@@ -17,8 +17,6 @@ LEFT = {
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_runs(path, tmp_path, monkeypatch, capsys):
-    if path.stem == "generate_and_edit":
-        pytest.importorskip("mcpl.generation.saving")
     monkeypatch.setenv("EXAMPLE_STEPS", "2")
     monkeypatch.setenv("EXAMPLE_OUT", str(tmp_path / "out"))
     monkeypatch.chdir(tmp_path)

@@ -126,7 +126,6 @@ def test_wrong_words_are_told_in_one_line(learned, base_dir):
 
 
 def test_pictures_are_drawn_and_edited_and_display_themselves(learned, tmp_path):
-    pytest.importorskip("mcpl.generation.saving")
     drawn = mcpl.generate("a <star> on a <ring>", learned, n=3, seed=5, steps=2, device="cpu")
     assert len(drawn.pictures) == 3 and drawn.made.seeds == (5, 6, 7)
     [alone] = mcpl.generate("a <star> on a <ring>", learned, n=1, seed=6, steps=2, device="cpu").pictures

@@ -14,6 +14,8 @@ from rich.console import Console
 from mcpl.cli.bank import bank_app, publish
 from mcpl.cli.concepts import concepts_app
 from mcpl.cli.dataset import dataset_app
+from mcpl.cli.edit import edit
+from mcpl.cli.generate import generate
 from mcpl.cli.learn import explain, learn
 from mcpl.cli.plan import plan
 from mcpl.cli.report import report
@@ -23,7 +25,7 @@ from mcpl.errors import MCPLError
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-COMMANDS = (learn, explain, show, report, plan, publish)
+COMMANDS = (learn, explain, generate, edit, show, report, plan, publish)
 GROUPS = {"dataset": dataset_app, "bank": bank_app, "concepts": concepts_app}
 
 app = typer.Typer(

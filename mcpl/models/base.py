@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mcpl.diffusion import PredictionType
+from mcpl.models.attention_rewriting import Rewrite
 from mcpl.models.cross_attention import Recording
 from mcpl.prompts import Vocabulary
 from mcpl.types import Conditioning
@@ -93,11 +94,25 @@ class BaseModel(Protocol):
         the self-attention of the same size too."""
         ...
 
+    def rewrite_attention(self, rewrite: Rewrite) -> AbstractContextManager[None]:
+        """Inside the `with` block attention of up to twice `attention_size` a side passes through `rewrite`."""
+        ...
+
+    def scheduler(self, name: str, steps: int) -> Any:
+        """One of diffusers' schedulers by its name in SCHEDULERS, set to so many steps over the base's schedule."""
+        ...
+
     def sample(
         self, noise: Tensor, conditioning: Conditioning, unconditional: Conditioning, steps: int, guidance: float
     ) -> Tensor:
         """Latents made from noise [B, C, h, w] with classifier-free guidance. [B, C, h, w]"""
         ...
+
+
+def joined(conditionings: Sequence[Conditioning]) -> Conditioning:
+    """Several as one batch, in their order."""
+    extra = {name: torch.cat([one.extra[name] for one in conditionings]) for name in conditionings[0].extra}
+    return Conditioning(torch.cat([one.hidden for one in conditionings]), extra)
 
 
 def guided(unconditional: Conditioning, conditioning: Conditioning) -> Conditioning:

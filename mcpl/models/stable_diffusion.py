@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, SchedulerMixin, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from mcpl.errors import ConfigError
+from mcpl.models import schedulers
+from mcpl.models.attention_rewriting import Rewrite, rewriting
 from mcpl.models.base import Facts, guided
 from mcpl.models.cross_attention import Recording, record
 from mcpl.models.half_precision import entering, leaving
@@ -180,12 +182,17 @@ class StableDiffusion:
     def record(self, positions: Tensor, affinity: bool = False) -> AbstractContextManager[Recording]:
         return record(self._unet, positions, self.facts.attention_size, affinity)
 
+    def rewrite_attention(self, rewrite: Rewrite) -> AbstractContextManager[None]:
+        return rewriting(self._unet, rewrite, (2 * self.facts.attention_size) ** 2)
+
+    def scheduler(self, name: str, steps: int) -> SchedulerMixin:
+        return schedulers.make(name, self._scheduler.config, steps, self.device)
+
     @torch.no_grad()
     def sample(
         self, noise: Tensor, conditioning: Conditioning, unconditional: Conditioning, steps: int, guidance: float
     ) -> Tensor:
-        scheduler = DDIMScheduler.from_config(self._scheduler.config, timestep_spacing="trailing")
-        scheduler.set_timesteps(steps, device=self.device)
+        scheduler = self.scheduler("ddim", steps)
         both = guided(unconditional, conditioning)
         latents = noise.to(self.device, self.dtype) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:

@@ -127,3 +127,16 @@ def unbound(maps: WordMaps, counted: Tensor) -> Tensor:
 def _mean_where(values: Tensor, counted: Tensor) -> Tensor:
     weight = counted.to(values)
     return (values * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+
+def neglect(maps: Tensor) -> Tensor:
+    """How little the word that is seen least is seen anywhere: 1 - the least of the peaks (Attend-and-Excite,
+    arXiv 2301.13826, eq. 4). [B, P, m, m] shares of attention -> [B]
+
+    Maps are smoothed before, so that a patch counts and not a single cell.
+    """
+    line = torch.exp(-torch.tensor([-1.0, 0.0, 1.0]).square() / (2 * 0.5**2)).to(maps)
+    kernel = torch.outer(line, line) / line.sum().square()
+    padded = F.pad(maps, (1, 1, 1, 1), mode="reflect").flatten(0, 1)[:, None]
+    smooth = F.conv2d(padded, kernel[None, None]).view_as(maps)
+    return 1 - smooth.amax(dim=(-2, -1)).amin(dim=1)

@@ -1,0 +1,94 @@
+"""Pictures from learned words."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mcpl.cli.terminal import Model, console
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(help="Where the words are: bank, folder of `mcpl learn`, word file, or models:/NAME@alias."),
+]
+Banks = Annotated[list[str] | None, typer.Option("--bank", help="Bank folder or URI; may be given again.")]
+Concepts = Annotated[list[str] | None, typer.Option("--concept", help="Word file, or folder with concepts/; again.")]
+Registry = Annotated[list[str] | None, typer.Option("--registry", help="NAME, NAME@alias or NAME/version; again.")]
+Ids = Annotated[list[str] | None, typer.Option("--id", help="Take words of this picture only; may be given again.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow server; default MLFLOW_TRACKING_URI.")]
+Home = Annotated[Path, typer.Option(help="Where the default MLflow database lies.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
+Precision = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
+
+
+def generate(
+    sentence: Annotated[str, typer.Argument(help="Sentence with <learned> words.")],
+    sources: Sources = None,
+    bank: Banks = None,
+    concept: Concepts = None,
+    registry: Registry = None,
+    id: Ids = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.")] = Path("generated"),
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Pictures, each with the next seed.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
+    negative: Annotated[str, typer.Option(help="Sentence to keep away from; learned words are allowed.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 7.5 is usual for Stable Diffusion.")] = 3.0,
+    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, dpm++, euler, unipc ...")] = "ddim",
+    attend: Annotated[
+        float, typer.Option(min=0, help="Move every learned word to be seen (Attend-and-Excite); begin with 0.02.")
+    ] = 0.0,
+    columns: Annotated[int | None, typer.Option(min=1, help="Columns of grid.png.")] = None,
+    model: Model = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+    tracking_uri: TrackingUri = None,
+    home: Home = Path("."),
+) -> None:
+    """Draw a sentence with learned words, from several pictures and banks together."""
+    from mcpl.generation.generate import Drawing
+    from mcpl.generation.generate import generate as draw
+    from mcpl.generation.saving import save_generated
+    from mcpl.prompts import said
+
+    drawing = Drawing(
+        steps=steps, guidance=guidance, scheduler=scheduler, negative=negative, attend=attend
+    )  # fmt: skip
+    slugs = [c.slug for text in (sentence, negative) if text.strip() for c in said(text).concepts]
+    words = found_words(slugs, all_sources(sources, bank, concept, registry), id or (), tracking_uri, home)
+    base = base_of(words, model, device, precision)
+    made = draw(base, sentence, words, range(seed, seed + count), drawing)
+    files = save_generated(made, out, columns)
+    console.print(f"Look at [bold]{files[-1]}[/].", highlight=False)
+
+
+def all_sources(*given: Sequence[str] | None) -> list[str]:
+    """Positional sources, banks, word files and registered models, in this order."""
+    sources, banks, concepts, registered = (list(own or ()) for own in given)
+    names = (name if name.startswith("models:/") else f"models:/{name}" for name in registered)
+    return [*sources, *banks, *concepts, *names]
+
+
+def found_words(slugs: Collection[str], sources: Sequence[str], ids: Collection[str], tracking_uri, home):
+    """The sentence's words, and a line about each name that several share."""
+    from mcpl.generation.words import gather
+
+    words, notes = gather(tuple(dict.fromkeys(slugs)), sources, ids, tracking_uri, home)
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    return words
+
+
+def base_of(words, model: str | None, device: str, precision: str):
+    """The base that was asked for, else the one that the words were learned with; refused where they do not fit."""
+    from mcpl.generation.words import check_base
+    from mcpl.models import catalogue
+
+    told = next((word.base for word in words.values() if word.base), None)
+    with console.status("loading the base model"):
+        base = catalogue.load(model or told or "scenes-v1", device=device, precision=precision)
+    check_base(words.values(), base.facts)
+    return base
