@@ -27,6 +27,7 @@ from mcpl.learning.batch import make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
+from mcpl.orchestration import threads
 from mcpl.packing import chunks, halve
 from mcpl.prompts import parse
 from mcpl.types import BankRow, Example, Job, LearnedConcepts, Pack, Provenance
@@ -50,7 +51,8 @@ class Runner:
 
     def __init__(self, recipe: Recipe, placement: Placement, model: BaseModel | None = None) -> None:
         self.recipe, self.placement = recipe, placement
-        set_threads(placement)
+        most = torch.get_num_threads()
+        torch.set_num_threads(placement.threads or 1)
         self.model = model or catalogue.load(
             recipe.base,
             revision=recipe.revision,
@@ -58,6 +60,8 @@ class Runner:
             device=placement.device,
             save_memory=placement.save_memory,
         )
+        if placement.threads is None:
+            torch.set_num_threads(threads.choose(self.model, most))
 
     @property
     def base_digest(self) -> str:
@@ -182,11 +186,6 @@ class Runner:
 def to_pixels(picture) -> Tensor:
     """A PIL picture as [3, H, W] float32 in -1..1."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-
-
-def set_threads(placement: Placement) -> None:
-    """Threads of this process on the CPU: as told, else one (two slow down the small base; measured)."""
-    torch.set_num_threads(placement.threads or 1)
 
 
 @cache
