@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test quick lint format base clean
+.PHONY: help venv demo test quick lint bench format base clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -43,6 +43,9 @@ lint: $(STAMP)  ## style and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+bench: $(STAMP)  ## counted work and ratios of a step against their limits; a minute
+	$(BIN)/python -m benchmarks.guard
 
 format: $(STAMP)  ## rewrite to style
 	$(BIN)/ruff check --fix .

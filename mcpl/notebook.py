@@ -35,7 +35,8 @@ from mcpl.errors import ConfigError
 from mcpl.generation.words import LearnedWord, check_base, gather, of_row
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
-from mcpl.orchestration.job import Outcome, Runner, set_threads, to_pixels
+from mcpl.orchestration import threads
+from mcpl.orchestration.job import Outcome, Runner, to_pixels
 from mcpl.orchestration.looking import Looks, ids_of, inline, look_at
 from mcpl.orchestration.single import learn_example, write
 from mcpl.prompts import said
@@ -308,8 +309,7 @@ def _base_of(words: Mapping[str, LearnedWord], base: str | None) -> str:
 @lru_cache(maxsize=1)
 def _base(name: str, device: str, precision: str = "float32", revision: str | None = None) -> BaseModel:
     """A base, kept for the next call."""
-    set_threads(Placement())
-    return catalogue.load(name, revision=revision, precision=precision, device=device)
+    return threads.fitted(lambda: catalogue.load(name, revision=revision, precision=precision, device=device))
 
 
 def _number(value: float | None) -> str:

@@ -168,6 +168,14 @@ class PackedBatch:
     """[B] int64, rows of one job are neighbours"""
     objects: Tensor
     """[B, P] bool: concepts whose attention masks belong to the row; P of the job with most"""
+    members: Tensor
+    """[2, n] row and position of every placeholder and bound adjective"""
+    positions: Tensor
+    """[B, most of a row] positions of the same, row by row, padded with 0"""
+    distinct: Tensor
+    """[U] the first row of every different prompt: text is encoded once for each"""
+    prompt_ids: Tensor
+    """[B] which of these a row says"""
 
 
 @dataclass(frozen=True)

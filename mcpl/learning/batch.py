@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from math import comb
 
@@ -15,6 +16,7 @@ from mcpl.diffusion import bucket_centres, stratified_timesteps
 from mcpl.errors import ExampleError
 from mcpl.learning.settings import LearningSettings
 from mcpl.models.base import BaseModel, mean_embedding
+from mcpl.objectives.attention import member_positions
 from mcpl.packing import join_slots
 from mcpl.prompts import TEMPLATES, about, named, share_concepts, tokenize
 from mcpl.seeds import derive_seed
@@ -241,7 +243,7 @@ def probe_rows(job: Job, settings: LearningSettings, total_timesteps: int) -> tu
 
 def pack_rows(pack: Pack, rows: Sequence[Rows], model: BaseModel) -> PackedBatch:
     """Join every job's rows into one U-Net batch; rows of a job are neighbours."""
-    device, pairs = model.device, list(zip(pack.jobs, rows, strict=True))
+    pairs = list(zip(pack.jobs, rows, strict=True))
 
     def prompts(which: str) -> list[Tensor]:
         return [
@@ -254,14 +256,38 @@ def pack_rows(pack: Pack, rows: Sequence[Rows], model: BaseModel) -> PackedBatch
     )
     for row, view in enumerate(view for r in rows for view in r.views):
         objects[row, list(view.objects)] = True
+    concept_ids = torch.cat(prompts("concept_ids"))
+    distinct, prompt_ids = _said(rows)
+    there = partial(_sent, device=model.device)
     return PackedBatch(
-        latents=torch.cat([job.latents[[view.picture for view in r.views]] for job, r in pairs]),
-        noise=torch.cat([r.noise for _, r in pairs]).to(device, model.dtype),
-        timesteps=torch.cat([r.timesteps for _, r in pairs]).to(device),
-        token_ids=torch.cat(prompts("token_ids")).to(device),
-        slot_ids=join_slots(prompts("slot_ids"), [len(job.initial) for job in pack.jobs]).to(device),
-        concept_ids=torch.cat(prompts("concept_ids")).to(device),
-        placeholder=torch.cat(prompts("placeholder")).to(device),
-        job_ids=torch.arange(len(pairs), device=device).repeat_interleave(len(rows[0].timesteps)),
-        objects=objects.to(device),
+        latents=torch.stack([job.latents[view.picture] for job, r in pairs for view in r.views]),
+        noise=there(torch.cat([r.noise for _, r in pairs]).to(model.dtype)),
+        timesteps=there(torch.cat([r.timesteps for _, r in pairs])),
+        token_ids=there(torch.cat(prompts("token_ids"))),
+        slot_ids=there(join_slots(prompts("slot_ids"), [len(job.initial) for job in pack.jobs])),
+        concept_ids=there(concept_ids),
+        placeholder=there(torch.cat(prompts("placeholder"))),
+        job_ids=there(torch.arange(len(pairs)).repeat_interleave(len(rows[0].timesteps))),
+        objects=there(objects),
+        members=there((concept_ids >= 0).nonzero().T.contiguous()),
+        positions=there(member_positions(concept_ids)),
+        distinct=there(distinct),
+        prompt_ids=there(prompt_ids),
     )
+
+
+def _said(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    """The first row of every different prompt [U], and which of these each row says [B]."""
+    said: dict[tuple[int, int, int], int] = {}
+    keys = [
+        (job, id(view.prompt), template)
+        for job, own in enumerate(rows)
+        for view, template in zip(own.views, own.templates.tolist(), strict=True)
+    ]
+    prompt_ids = [said.setdefault(key, len(said)) for key in keys]
+    return torch.tensor([keys.index(key) for key in said]), torch.tensor(prompt_ids)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """On the device; nobody waits for a copy to a GPU."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -19,7 +19,7 @@ from mcpl.learning.settings import LearningSettings, ReleaseMask
 from mcpl.learning.step import Look, RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models.base import BaseModel
 from mcpl.objectives.attention import normalise
-from mcpl.types import CurvePoint, Job, LearnedConcept, LearnedConcepts, Pack
+from mcpl.types import CurvePoint, Job, LearnedConcept, LearnedConcepts, Pack, StepOutput, View
 
 
 @dataclass
@@ -74,13 +74,16 @@ class Learner:
         self._rows = [
             job.initial.to(model.device, _at_least_float32(model), copy=True).requires_grad_() for job in pack.jobs
         ]
+        self._lengths = [row.detach().norm(dim=-1, keepdim=True) for row in self._rows]
         if settings.weight_decay:
-            self._adam = torch.optim.AdamW(self._rows, lr=settings.lr, weight_decay=settings.weight_decay)
+            self._adam = torch.optim.AdamW(self._rows, settings.lr, weight_decay=settings.weight_decay, fused=True)
         else:
-            self._adam = torch.optim.Adam(self._rows, lr=settings.lr)
+            self._adam = torch.optim.Adam(self._rows, settings.lr, fused=True)
         self._tracks = [_Track(torch.Generator().manual_seed(job.seed)) for job in pack.jobs]
         self._probe_rows = [probe_rows(job, settings, len(model.alphas_cumprod)) for job in pack.jobs]
         self._last_look = -1
+        self._unread: list[tuple[list[_Track], StepOutput]] = []
+        """what steps have reported since the last look, still on the device"""
 
     @property
     def done(self) -> bool:
@@ -126,16 +129,23 @@ class Learner:
             group["lr"] = settings.lr * min(1.0, (self.step_number + 1) / (settings.lr_warmup + 1))
         self._adam.step()
         if settings.fixed_norm:
-            for job, row in zip(jobs, own, strict=True):
-                _project(row, job)
+            for j in active:
+                _project(self._rows[j], self._lengths[j])
         self.step_number += 1
-        for j, track in enumerate(tracks):
+        for track in tracks:
             track.steps += 1
+        self._unread.append((tracks, replace(output, loss=output.loss.detach())))
+
+    def _read(self) -> None:
+        """Bring home what the steps have reported: the host waits for the device here and at looks, in no step."""
+        for tracks, output in self._unread:
+            for name, values in output.terms.items():
+                for track, value in zip(tracks, values.tolist(), strict=True):
+                    track.losses.setdefault(name, []).append(value)
             if output.mask_area is not None:
-                track.area = float(output.mask_area[j])
-        for name, values in output.terms.items():
-            for track, value in zip(tracks, values.tolist(), strict=True):
-                track.losses.setdefault(name, []).append(value)
+                for track, area in zip(tracks, output.mask_area.tolist(), strict=True):
+                    track.area = area
+        self._unread.clear()
 
     def _row_masks(self, tracks: list[_Track], drawn: list[Rows], concepts: int) -> RowMasks:
         """The masks of a step's rows, each from its own picture."""
@@ -145,16 +155,17 @@ class Learner:
         pairs = [(track, view) for track, rows in zip(tracks, drawn, strict=True) for view in rows.views]
         loss = objects = None
         if settings.on_loss and self.step_number >= settings.start:
-            loss = torch.stack([row_mask(track.mask, view) for track, view in pairs])
+            loss = _for_rows(pairs, lambda track, view: row_mask(track.mask, view))
             if settings.outside:
                 loss = loss.clamp_min(settings.outside)
         if any(term.reads_maps for term in self.settings.terms.values()):
-            objects = torch.stack([object_masks(track.small_mask, view, concepts) for track, view in pairs])
+            objects = _for_rows(pairs, lambda track, view: object_masks(track.small_mask, view, concepts))
         return RowMasks(loss, objects)
 
     def results(self) -> list[LearnedConcepts]:
         """What every job has learned, with a last look at its maps and fixed-noise loss. Call it when `done`: in
         between, that look would refresh the masks ahead of their time."""
+        self._read()
         if self._last_look != self.step_number and self._active:
             self._look()
         return [
@@ -182,6 +193,7 @@ class Learner:
 
     def _look(self) -> None:
         """Look at every job that has not stopped: curve, maps, masks, and whether to stop."""
+        self._read()
         active, mask = self._active, self.settings.looked_mask
         looks = probe(
             self.model,
@@ -246,6 +258,7 @@ class Learner:
 
     def save(self) -> bytes:
         """Everything that a later `resume` needs, as safetensors (no pickle)."""
+        self._read()
         tensors: dict[str, Tensor] = {}
         for j, (row, track) in enumerate(zip(self._rows, self._tracks, strict=True)):
             tensors[f"{j}.rows"] = row.detach()
@@ -276,6 +289,7 @@ class Learner:
             raise BankMismatch("this learner state belongs to other pictures or another recipe: start without it")
         tensors = load_safetensors(saved)
         self.step_number, self._last_look = story["step"], story["last_look"]
+        self._unread.clear()
         for j, (row, track) in enumerate(zip(self._rows, self._tracks, strict=True)):
             with torch.no_grad():
                 row.copy_(tensors[f"{j}.rows"])
@@ -287,7 +301,7 @@ class Learner:
             state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if state:
                 self._adam.state[row] = {
-                    name: value if name == "step" else value.to(row) for name, value in state.items()
+                    name: value.to(row.device) if name == "step" else value.to(row) for name, value in state.items()
                 }
             track.curve = [CurvePoint(**point) for point in story["curves"][j]]
             track.losses = story["losses"][j]
@@ -295,10 +309,18 @@ class Learner:
                 setattr(track, name, value)
 
 
-def _project(row: Tensor, job: Job) -> None:
+def _for_rows(pairs: list[tuple[_Track, View]], make: Callable[[_Track, View], Tensor]) -> Tensor:
+    """One mask for each row, made once for all rows of a view. [B, ...]"""
+    made: dict[tuple[int, int], Tensor] = {}
+    for track, view in pairs:
+        if (id(track), id(view)) not in made:
+            made[id(track), id(view)] = make(track, view)
+    return torch.stack([made[id(track), id(view)] for track, view in pairs])
+
+
+def _project(row: Tensor, length: Tensor) -> None:
     """Bring each row back to the length that it started with (fixed norm, DTI)."""
     with torch.no_grad():
-        length = job.initial.to(row).norm(dim=-1, keepdim=True)
         row.mul_(length / row.norm(dim=-1, keepdim=True).clamp_min(1e-12))
 
 

@@ -18,7 +18,6 @@ from mcpl.objectives.attention import (
     binarise,
     exclusive,
     fit_to,
-    member_positions,
     refine,
     sharpness,
     word_maps,
@@ -52,11 +51,10 @@ def step(
     """Noise, predict, objective. `learned` [S, D] carries the gradient; number: of the step, for schedules."""
     maps, area, mask = None, None, masks.loss
     if release or any(term.reads_maps for term in terms.values()):
-        positions = member_positions(batch.concept_ids)
-        with model.record(positions) as recording:
+        with model.record(batch.positions) as recording:
             conditioning, prediction, wanted = _denoise(model, batch, learned)
         concepts = batch.objects.shape[1]
-        maps = word_maps(recording.maps(), positions, batch.concept_ids, batch.placeholder, concepts)
+        maps = word_maps(recording.maps(), batch.positions, batch.concept_ids, batch.placeholder, concepts)
     else:
         conditioning, prediction, wanted = _denoise(model, batch, learned)
     if release:
@@ -71,6 +69,7 @@ def step(
         job_ids=batch.job_ids,
         jobs=jobs,
         objects=batch.objects,
+        members=batch.members,
         maps=maps,
         object_masks=masks.objects,
     )
@@ -91,10 +90,19 @@ def _released_masks(maps: WordMaps, batch: PackedBatch, jobs: int, settings: Rel
 
 def _denoise(model: BaseModel, batch: PackedBatch, learned: Tensor) -> tuple[Conditioning, Tensor, Tensor]:
     """(conditioning, prediction, target) of a batch's rows."""
-    conditioning = model.encode_prompts(batch.token_ids, batch.slot_ids, learned)
+    conditioning = _encode(model, batch, learned)
     noisy = add_noise(batch.latents, batch.noise, batch.timesteps, model.alphas_cumprod)
     wanted = target(batch.latents, batch.noise, batch.timesteps, model.alphas_cumprod, model.facts.prediction_type)
     return conditioning, model.predict(noisy, batch.timesteps, conditioning), wanted
+
+
+def _encode(model: BaseModel, batch: PackedBatch, learned: Tensor) -> Conditioning:
+    """Every different prompt once, handed to all rows that say it."""
+    if len(batch.distinct) == len(batch.token_ids):
+        return model.encode_prompts(batch.token_ids, batch.slot_ids, learned)
+    once = model.encode_prompts(batch.token_ids[batch.distinct], batch.slot_ids[batch.distinct], learned)
+    extra = {name: value[batch.prompt_ids] for name, value in once.extra.items()}
+    return Conditioning(once.hidden[batch.prompt_ids], extra)
 
 
 @dataclass(frozen=True)
@@ -239,7 +247,7 @@ def row_mask(masks: Tensor, view: View) -> Tensor:
 
     Only objects count; where a sentence learns none (MCPL-all on relation words alone), every word does.
     """
-    united = masks[view.look, list(view.objects)].amax(dim=0, keepdim=True)
+    united = torch.stack([masks[view.look, concept] for concept in view.objects]).amax(dim=0, keepdim=True)
     return united.flip(-1) if view.mirrored else united
 
 

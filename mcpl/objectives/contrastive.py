@@ -7,7 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def prompt_contrastive(hidden: Tensor, concept_ids: Tensor, job_ids: Tensor, jobs: int, temperature: float) -> Tensor:
+def prompt_contrastive(
+    hidden: Tensor,
+    concept_ids: Tensor,
+    job_ids: Tensor,
+    jobs: int,
+    temperature: float,
+    members: Tensor | None = None,
+) -> Tensor:
     """Multi-positive InfoNCE inside each job. [J]
 
     hidden: [B, L, D'] text-encoder outputs; concept_ids: [B, L] concept of a member position, -1 elsewhere.
@@ -17,21 +24,21 @@ def prompt_contrastive(hidden: Tensor, concept_ids: Tensor, job_ids: Tensor, job
             log( exp(s_ap / tau) / sum over b != a of exp(s_ab / tau) )
 
     Anchors without positives are left out; a job without anchors gives 0. Positives are found by concept id, never
-    by position in the batch, so any number of rows and concepts is right.
+    by position in the batch, so any number of rows and concepts is right. members [2, n]: row and position of all that
+    may count, where they are known already; finding them makes the host wait for the device.
     """
-    row, position = (concept_ids >= 0).nonzero(as_tuple=True)
-    members = F.normalize(hidden[row, position].to(torch.promote_types(hidden.dtype, torch.float32)), dim=-1)
+    row, position = (concept_ids >= 0).nonzero(as_tuple=True) if members is None else members
+    vectors = F.normalize(hidden[row, position].to(torch.promote_types(hidden.dtype, torch.float32)), dim=-1)
     job, concept = job_ids[row], concept_ids[row, position]
     other = ~torch.eye(len(row), dtype=torch.bool, device=hidden.device)
-    same_job = (job[:, None] == job[None]) & other
+    same_job = (job[:, None] == job[None]) & other & (concept >= 0)
     positive = same_job & (concept[:, None] == concept[None])
 
-    logits = (members @ members.T / temperature).masked_fill(~same_job, -torch.inf)
+    logits = (vectors @ vectors.T / temperature).masked_fill(~same_job, -torch.inf)
     positives = positive.sum(dim=1)
-    anchor = positives > 0
     log_probability = (logits - logits.logsumexp(dim=1, keepdim=True)).masked_fill(~positive, 0.0)
-    per_anchor = -log_probability.sum(dim=1)[anchor] / positives[anchor]
+    per_anchor = -log_probability.sum(dim=1) / positives.clamp_min(1)  # 0 for what is no anchor
 
-    total = per_anchor.new_zeros(jobs).index_add(0, job[anchor], per_anchor)
-    count = per_anchor.new_zeros(jobs).index_add(0, job[anchor], torch.ones_like(per_anchor))
+    total = per_anchor.new_zeros(jobs).index_add(0, job, per_anchor)
+    count = per_anchor.new_zeros(jobs).index_add(0, job, (positives > 0).to(per_anchor))
     return total / count.clamp_min(1)

@@ -42,6 +42,8 @@ class StepContext:
     jobs: int
     objects: Tensor
     """[B, P] bool: concepts of the row that are objects"""
+    members: Tensor | None = None
+    """[2, n] row and position where concept_ids >= 0, where the caller knows them"""
     maps: WordMaps | None = None
     """this pass's own cross-attention, with gradient; recorded only where a term `reads_maps`"""
     object_masks: Tensor | None = None
@@ -89,7 +91,7 @@ class Contrastive(Term):
         groups = step.concept_ids
         if not self.bind_adjectives:
             groups = groups.masked_fill(~step.placeholder, -1)
-        return prompt_contrastive(step.hidden, groups, step.job_ids, step.jobs, self.temperature)
+        return prompt_contrastive(step.hidden, groups, step.job_ids, step.jobs, self.temperature, step.members)
 
 
 class Attention(Term):

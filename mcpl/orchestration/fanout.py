@@ -518,7 +518,7 @@ def _trainer(handle, orders: Orders, workers, scratch: str, verbose: bool) -> Da
 
 def _train_loop(handle, orders: Orders) -> None:
     """What Ray Train starts on each worker."""
-    threads = str(orders.placement.threads or 1)
+    threads = str(orders.placement.threads or max(1, int(orders.placement.cpus_per_worker)))
     os.environ.update(QUIET | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
     if "torch" in sys.modules:  # too late for the variables
         sys.modules["torch"].set_num_threads(int(threads))

@@ -28,6 +28,7 @@ from mcpl.learning.batch import make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
+from mcpl.orchestration import threads
 from mcpl.orchestration.memory import probed_pack
 from mcpl.packing import halve
 from mcpl.prompts import parse
@@ -54,13 +55,18 @@ class Runner:
         self.recipe, self.placement = recipe, placement
         self.most = None if placement.pack == "auto" else placement.pack
         """pictures that share a batch; None until the device was asked, fewer once they did not fit"""
-        set_threads(placement)
-        self.model = model or catalogue.load(
-            recipe.base,
-            revision=recipe.revision,
-            precision=recipe.precision,
-            device=placement.device,
-            save_memory=placement.save_memory,
+        self.model = threads.fitted(
+            lambda: (
+                model
+                or catalogue.load(
+                    recipe.base,
+                    revision=recipe.revision,
+                    precision=recipe.precision,
+                    device=placement.device,
+                    save_memory=placement.save_memory,
+                )
+            ),
+            placement.threads,
         )
 
     @property
@@ -200,11 +206,6 @@ class Runner:
 def to_pixels(picture) -> Tensor:
     """A PIL picture as [3, H, W] float32 in -1..1."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-
-
-def set_threads(placement: Placement) -> None:
-    """Threads of this process on the CPU: as told, else one (two slow down the small base; measured)."""
-    torch.set_num_threads(placement.threads or 1)
 
 
 @cache

@@ -171,9 +171,7 @@ def _title(uri: str) -> str:
 
 
 def _base(bank: Bank, base: str | None, device: str) -> BaseModel:
-    from mcpl.config import Placement
     from mcpl.models import catalogue
-    from mcpl.orchestration.job import set_threads
+    from mcpl.orchestration import threads
 
-    set_threads(Placement())
-    return catalogue.load(base or next(bank.rows()).provenance.base, device=device)
+    return threads.fitted(lambda: catalogue.load(base or next(bank.rows()).provenance.base, device=device))

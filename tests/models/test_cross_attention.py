@@ -87,3 +87,22 @@ def test_the_recorded_size_is_one_that_occurs():
     for side, nearest in ((64, 16), (96, 24), (16, 16), (40, 20)):
         sides = _attended_sides(SimpleNamespace(sample_size=side, down_block_types=blocks))
         assert min(sides, key=lambda size: abs(size - 16)) == nearest
+
+
+def test_gradients_through_columns_equal_those_through_explicit_softmax():
+    """A loss on the columns, in float64, against the softmax written out."""
+    torch.manual_seed(0)
+    query = torch.randn(2, 9, 8, dtype=torch.float64, requires_grad=True)
+    key = torch.randn(2, 5, 8, dtype=torch.float64, requires_grad=True)
+    positions, wanted = torch.tensor([[1, 3, 3], [4, 0, 2]]), torch.rand(2, 9, 3, dtype=torch.float64)
+
+    def loss(columns):
+        return (columns / columns.amax(dim=1, keepdim=True) - wanted).square().sum()
+
+    q, k = (x.view(2, -1, 2, 4).transpose(1, 2) for x in (query, key))
+    powers = (q @ k.transpose(-1, -2) * 0.5).exp()
+    full = (powers / powers.sum(dim=-1, keepdim=True)).mean(dim=1)
+    written_out = torch.autograd.grad(loss(torch.stack([full[b][:, positions[b]] for b in range(2)])), (query, key))
+    ours = torch.autograd.grad(loss(attention_columns(query, key, positions, heads=2, scale=0.5)), (query, key))
+    for own, expected in zip(ours, written_out, strict=True):
+        assert (own - expected).abs().max() < 1e-12 and expected.abs().max() > 0.01

@@ -1,0 +1,113 @@
+"""What packing buys: K pictures in a U-Net batch against runs of their own, in one and two worker processes.
+
+    python -m benchmarks.packing [--packs 1,2,4,8,16] [--recipe paper] [--steps 200] [--pictures 50]
+
+Every arrangement pins its threads; workers of one arrangement work at the same time. Timed are whole steps, looks
+(every 25 steps) apart and added in their share. The last line is JSON:
+
+    ratio            K = 8 with its best arrangement over separate runs (K = 1) with theirs, start-up left out
+    ratio_started    the same with start-up: separate runs start a process for every picture of --steps steps, packs
+                     one for every worker, over --pictures pictures
+    ratio_default    over separate runs one after another with the threads that PyTorch chooses, start-up left out
+    rates            arrangement -> K -> pictures x steps per second
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
+from benchmarks.processes import Done, at_once, meet
+from benchmarks.provenance import provenance
+
+COMPARED = 8
+"""pictures of a pack in the ratios"""
+ARRANGEMENTS = {"1 worker, 1 thread": (1, 1), "1 worker, default threads": (1, None), "2 workers, 1 thread": (2, 1)}
+"""name -> workers at once, threads of each"""
+
+
+def worker(given: argparse.Namespace) -> None:
+    """Time a step of every pack size; prints K -> seconds per step, looks included in their share."""
+    began, seconds, recipe = time.perf_counter(), {}, endless(given.recipe)
+    packs = [int(k) for k in given.packs.split(",")]
+    model, jobs = scene_jobs(recipe, max(packs))
+    for k in packs:
+        learner = under_way(model, jobs[:k], recipe)
+        meet(given.folder, f"start-{k}", given.worker, given.workers)
+        started, steps = time.perf_counter(), 0
+        while steps < 3 or time.perf_counter() - started < given.seconds:
+            learner.advance()
+            steps += 1
+            if steps == recipe.probe_every - 3:
+                break  # before the next look
+        step = (time.perf_counter() - started) / steps
+        started = time.perf_counter()
+        learner._look()
+        seconds[k] = step + (time.perf_counter() - started) / recipe.probe_every
+        meet(given.folder, f"end-{k}", given.worker, given.workers)
+    print(json.dumps({"step_s": seconds, "inside_s": time.perf_counter() - began}))
+
+
+def measured(name: str, packs: str, given: argparse.Namespace) -> list[Done]:
+    """One arrangement's workers, at once."""
+    workers, threads = ARRANGEMENTS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        common = ["-m", "benchmarks.packing", "--recipe", given.recipe, "--seconds", str(given.seconds)]
+        common += ["--packs", packs, "--folder", folder, "--workers", str(workers), "--worker"]
+        return at_once([[*common, str(n)] for n in range(workers)], threads)
+
+
+def start_up(threads: int | None, given: argparse.Namespace) -> float:
+    """Seconds that a run needs besides its steps: libraries, base, picture. The step itself is two warm-up steps."""
+    done = measured("1 worker, 1 thread", "1", given)[0]
+    loop = given.seconds + 5 * done.told["step_s"]["1"]
+    return max(0.0, done.wall_s - loop)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packs", default="1,2,4,8,16")
+    parser.add_argument("--recipe", default="paper")
+    parser.add_argument("--steps", type=int, default=200, help="of a picture, where start-up counts")
+    parser.add_argument("--pictures", type=int, default=50, help="over which start-up is spread")
+    parser.add_argument("--seconds", type=float, default=6, help="to time each pack size for, at least three steps")
+    for hidden in ("--worker", "--workers"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker is not None:
+        worker(given)
+        return
+    rates: dict[str, dict[int, float]] = {}
+    for name in ARRANGEMENTS:
+        packs = given.packs if "default" not in name else f"1,{COMPARED}"
+        done = measured(name, packs, given)
+        rates[name] = {int(k): sum(int(k) / one.told["step_s"][k] for one in done) for k in done[0].told["step_s"]}
+        print(name + ": " + "  ".join(f"K={k} {rate:.2f}/s" for k, rate in rates[name].items()), flush=True)
+    start = start_up(1, given)
+    print(json.dumps(ratios(rates, start, given.steps, given.pictures) | {
+        "rates": {name: {k: round(rate, 3) for k, rate in own.items()} for name, own in rates.items()},
+        "start_s": round(start, 1), "recipe": given.recipe, **provenance("benchmarks.packing", BASE, JUDGE),
+    }))  # fmt: skip
+
+
+def ratios(rates: dict[str, dict[int, float]], start: float, steps: int, pictures: int) -> dict[str, float]:
+    """What the last line says, from the rates (pictures x steps per second) and the seconds of a start."""
+    workers = {name: ARRANGEMENTS[name][0] for name in rates}
+    separate = max(own[1] for own in rates.values())
+    packed = max(own[COMPARED] for own in rates.values())
+    with_start = max(workers[n] / (start + workers[n] * steps / own[1]) for n, own in rates.items())
+    of_packs = max(pictures / (start + pictures * steps / own[COMPARED]) for own in rates.values())
+    return {
+        "ratio": round(packed / separate, 3),
+        "ratio_started": round(of_packs / with_start, 3),
+        "ratio_default": round(packed / rates["1 worker, default threads"][1], 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""How close a step comes to what the machine can do: counted operations over measured rates.
+
+    python -m benchmarks.roofline [--pack 8] [--recipe paper] [--seconds 8]
+    python -m benchmarks.roofline --gpu-bases sd15,sdxl --gpu-packs 1,2,4,8,16        # the second part, on a GPU
+
+Counted: floating-point operations of one step's matrix products, convolutions and attention, forwards and backwards (no
+gradient of weights is computed, so none is counted), and the fewest bytes that must move: every weight read once
+forwards and once backwards, every activation that the backward pass needs written once and read once. Measured in the
+same run, by the same process and threads: the rate of a large matrix product and that of a large copy. Utilisation is
+counted operations over those that the matrix rate would have done in the step's time. The last line is JSON.
+
+The second part learns with Stable Diffusion 1.5 and XL at their published sizes, random weights, bfloat16,
+channels-last, U-Net compiled, and compares with diffusers' own compiled U-Net forwards and backwards to its input. On a
+machine without a GPU it says "not measured"; `--rehearse` runs its code on the CPU with the small base, uncompiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
+from benchmarks.provenance import provenance
+from mcpl.config import Recipe
+from mcpl.learning.batch import make_job
+from mcpl.learning.learner import Learner
+from mcpl.models.base import BaseModel
+from mcpl.prompts import parse
+from mcpl.types import Job
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_args, **_more) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_args, **_more) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+aten = torch.ops.aten
+FORMULAS: dict[object, Callable[..., int]] = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""operator -> counted operations; PyTorch's table knows no attention on a CPU"""
+
+
+class Operations(TorchDispatchMode):
+    """Adds up the floating-point operations of everything that runs inside, two for a multiplication and addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if formula := FORMULAS.get(function._overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one step of a learner must do."""
+
+    operations: int
+    weight_bytes: int
+    """of the networks that a step uses"""
+    kept_bytes: int
+    """of activations kept for the backward pass"""
+
+    @property
+    def fewest_bytes(self) -> int:
+        """Weights and kept activations, each moved twice."""
+        return 2 * (self.weight_bytes + self.kept_bytes)
+
+
+def counted(learner: Learner) -> Counted:
+    """Run one step and count it."""
+    networks = (learner.model._unet, *learner.model._texts)
+    weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        where = value.untyped_storage()
+        if where.data_ptr() not in weights:
+            kept[where.data_ptr()] = where.nbytes()
+        return value
+
+    with Operations() as operations, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        learner.advance()
+    return Counted(operations.total, sum(_size(network) for network in networks), sum(kept.values()))
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())
+
+
+def best_of(work: Callable[[], object], seconds: float, device: torch.device) -> float:
+    """Shortest time of one call, over at least three and so many seconds.
+
+    One thread on a CPU is timed by its processor time, which other processes' load changes less.
+    """
+    times: list[float] = []
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    work()
+    while len(times) < 3 or sum(times) < seconds:
+        _wait(device)
+        started = clock()
+        work()
+        _wait(device)
+        times.append(clock() - started)
+    return min(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Operations per second of the best large matrix product."""
+    rates = []
+    for side in (512, 1024) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        rates.append(2 * side**3 / best_of(lambda a=a, b=b: a @ b, seconds, device))
+    return max(rates)
+
+
+def copy_rate(device: torch.device, seconds: float = 1.0) -> float:
+    """Bytes per second of a large copy, read and written both counted."""
+    size = 2**28 if device.type == "cpu" else 2**31
+    source, goal = (torch.ones(size // 4, device=device) for _ in range(2))
+    return 2 * size / best_of(lambda: goal.copy_(source), seconds, device)
+
+
+def cpu(pack: int, recipe: Recipe, seconds: float) -> dict:
+    """The small base on this process's threads."""
+    device = torch.device("cpu")
+    model, jobs = scene_jobs(recipe, pack)
+    learner = under_way(model, jobs, recipe)
+    count = counted(learner)
+    rate, bandwidth = matrix_rate(device, torch.float32), copy_rate(device)
+    step = best_of(learner.advance, seconds, device)
+    again = matrix_rate(device, torch.float32)  # others' load comes and goes: the better of before and after
+    rate = max(rate, again)
+    return {
+        "gflop_per_step": round(count.operations / 1e9, 2),
+        "mb_per_step": round(count.fewest_bytes / 1e6, 1),
+        "matrix_gflops": round(rate / 1e9, 1),
+        "copy_gb_s": round(bandwidth / 1e9, 1),
+        "step_s": round(step, 4),
+        "shortest_possible_s": round(max(count.operations / rate, count.fewest_bytes / bandwidth), 4),
+        "bound_by": "operations" if count.operations / rate > count.fewest_bytes / bandwidth else "bytes",
+        "utilisation": round(count.operations / rate / step, 3),
+        "pack": pack,
+    }
+
+
+SENTENCE = "a red <star> left of a blue <ring>"
+
+
+class Compiled:
+    """A compiled network for steps; everything else about it is asked of the network itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network, self._call = network, torch.compile(network)
+
+    def __call__(self, *args, **kwargs):
+        return self._call(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        return getattr(self._network, name)
+
+
+def random_jobs(model: BaseModel, count: int, recipe: Recipe) -> tuple[Job, ...]:
+    """Jobs of random pictures: their content changes no time."""
+    side, generator = model.facts.resolution, torch.Generator().manual_seed(0)
+    return tuple(
+        make_job(
+            model, f"picture-{n}", parse(SENTENCE), torch.rand((3, side, side), generator=generator) * 2 - 1, recipe
+        )
+        for n in range(count)
+    )
+
+
+def gpu_case(model: BaseModel, pack: int, recipe: Recipe, seconds: float, compiled: bool) -> dict:
+    """One pack size of a base on its device: a step, and the stock U-Net's forward and input-backward of its rows."""
+    device, on_gpu = model.device, model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    jobs = random_jobs(model, pack, recipe)
+    learner = under_way(model, jobs, recipe, steps=1)  # the first look reads maps, uncompiled
+    count, network = counted(learner), model._unet
+    try:
+        if compiled:
+            model._unet = Compiled(network)
+        learner.advance()
+        step = best_of(learner.advance, seconds, device)
+    finally:
+        model._unet = network
+    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+    rows = pack * recipe.batch
+    noisy = torch.randn((rows, *model.facts.latent_shape), device=device, dtype=model.dtype)
+    timesteps = torch.randint(0, 1000, (rows,), device=device)
+    given = model.unconditional()
+    hidden = given.hidden.expand(rows, -1, -1).clone().requires_grad_()
+    extra = {name: value.expand(rows, *value.shape[1:]).clone() for name, value in given.extra.items()}
+    call = torch.compile(network) if compiled else network
+
+    def stock() -> None:
+        model._unet = call
+        try:
+            prediction = model.predict(noisy, timesteps, type(given)(hidden, extra))
+        finally:
+            model._unet = network
+        torch.autograd.grad(prediction.float().square().mean(), hidden)
+
+    stock_step = best_of(stock, seconds, device)
+    rate = matrix_rate(device, model.dtype)
+    return {
+        "pack": pack, "rows": rows, "step_s": round(step, 5), "stock_unet_s": round(stock_step, 5),
+        "of_stock": round(stock_step / step, 3), "utilisation": round(count.operations / rate / step, 3),
+        "tflop_per_step": round(count.operations / 1e12, 3), "matrix_tflops": round(rate / 1e12, 2),
+        "peak_gb": round(peak / 1e9, 2), "pictures_per_gpu_hour_200_steps": round(3600 * pack / (200 * step), 1),
+    }  # fmt: skip
+
+
+def gpu(bases: list[str], packs: list[int], seconds: float) -> dict | str:
+    """Every base and pack size that fits; the pack of best utilisation of each."""
+    if not torch.cuda.is_available():
+        return "not measured"
+    from benchmarks.memory import full_size
+
+    recipe, found = endless("paper"), {}
+    for base in bases:
+        model, cases = full_size(base, "bfloat16", "cuda"), []
+        model._unet.to(memory_format=torch.channels_last)
+        for pack in packs:
+            try:
+                cases.append(gpu_case(model, pack, recipe, seconds, compiled=True))
+            except torch.OutOfMemoryError:
+                cases.append({"pack": pack, "error": "does not fit"})
+                break
+            print(f"{base}: {json.dumps(cases[-1])}", flush=True)
+            torch.cuda.empty_cache()
+        fitting = [case for case in cases if "error" not in case]
+        found[base] = {"device": torch.cuda.get_device_name(), "cases": cases}
+        if fitting:
+            found[base]["best"] = max(fitting, key=lambda case: case["utilisation"])
+        del model
+        torch.cuda.empty_cache()
+    return found
+
+
+def rehearsal(seconds: float) -> dict:
+    """The second part's code on the small base and the CPU."""
+    recipe = endless("paper")
+    model, _ = scene_jobs(recipe, 1)
+    return gpu_case(model, 1, recipe, seconds, compiled=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pack", type=int, default=8, help="pictures in the batch, of the small base")
+    parser.add_argument("--recipe", default="paper")
+    parser.add_argument("--seconds", type=float, default=8, help="to time each step for")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpu-bases", default="sd15,sdxl")
+    parser.add_argument("--gpu-packs", default="1,2,4,8,16")
+    parser.add_argument("--rehearse", action="store_true", help="run the second part's code on the CPU, small base")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    found = cpu(given.pack, endless(given.recipe), given.seconds)
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    second = (
+        rehearsal(given.seconds)
+        if given.rehearse
+        else gpu(given.gpu_bases.split(","), [int(k) for k in given.gpu_packs.split(",")], given.seconds)
+    )
+    print(json.dumps({
+        "ratio": found["utilisation"], "cpu": found, "gpu": second, "recipe": given.recipe,
+        **provenance("benchmarks.roofline", BASE, JUDGE),
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
