@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mcpl.cli import app, main
+from mcpl.cli import COMMANDS, GROUPS, app, main
 from mcpl.data.sources import write_dataset
 from mcpl.errors import MCPLError
 from mcpl.orchestration.single import _save_row
@@ -252,19 +252,7 @@ def test_what_was_learned_is_shown_and_becomes_a_page(learn, monkeypatch, capsys
 
 def test_every_command_has_help():
     runner = CliRunner()
-    for command in (
-        "learn",
-        "explain",
-        "generate",
-        "edit",
-        "show",
-        "report",
-        "plan",
-        "dataset",
-        "bank",
-        "concepts",
-        "publish",
-    ):
+    for command in (*(each.__name__ for each in COMMANDS), *GROUPS):
         result = runner.invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "Usage" in result.output
 
