@@ -12,7 +12,7 @@ import pytest
 from mcpl.data.sources import Dataset, build_dataset
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
-from tests.data.conftest import bucket, png, s3_endpoint, tar_bytes  # noqa: F401  fixtures
+from tests.data.conftest import png, tar_bytes
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import ROOT, clean_environment
-from tests.integration.test_fanout_ray import arguments, eventually, parts, undisturbed
+from tests.integration.test_fanout_ray import eventually, parts, undisturbed
 from tests.integration.test_job_submit import end, executable, free_ports, started_head
 from tests.orchestration.scenario import Scenario
 
@@ -137,7 +137,7 @@ def test_a_node_is_lost_in_the_middle_and_the_others_learn_its_pictures(nodes, s
     nodes.add("one")
     nodes.add("two")
     expected = prepared(scenario, 24, wait=["p0005"])
-    driver = started("pipelines/train_all.py", *arguments(scenario), "--workers", "2", **nodes.environment)
+    driver = started("pipelines/train_all.py", *scenario.arguments(), "--workers", "2", **nodes.environment)
     eventually((scenario.stub_folder / "waiting-p0005").exists, what="a worker in the middle of its shard")
     eventually(lambda: len(parts(scenario)) >= 2, what="the other worker's first parts")
     held = next(iter(scenario.stub_folder.glob("at-p0005-*"))).name.rpartition("-")[2]
@@ -152,7 +152,7 @@ def test_a_drained_node_finishes_its_shard_first(nodes, scenario, started):
     nodes.add("one")
     nodes.add("two")
     expected = prepared(scenario, 24, wait=["p0005"])
-    driver = started("pipelines/train_all.py", *arguments(scenario), "--workers", "2", **nodes.environment)
+    driver = started("pipelines/train_all.py", *scenario.arguments(), "--workers", "2", **nodes.environment)
     eventually((scenario.stub_folder / "waiting-p0005").exists, what="a worker in the middle of its shard")
     held = next(iter(scenario.stub_folder.glob("at-p0005-*"))).name.rpartition("-")[2]
     leaving = node_of(nodes, int(held))
@@ -173,7 +173,7 @@ def test_a_group_that_may_shrink_and_grow(nodes, scenario, started):
     expected = prepared(scenario, 24, wait=["p0005"])
     before = scenario.pids()
     driver = started(
-        "pipelines/train_all.py", *arguments(scenario), "--workers", "1:2",
+        "pipelines/train_all.py", *scenario.arguments(), "--workers", "1:2",
         **nodes.environment, MCPL_RESIZE_SECONDS="2",
     )  # fmt: skip
     eventually((scenario.stub_folder / "waiting-p0005").exists, what="one worker in the middle of its shard")
