@@ -15,6 +15,10 @@ from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario
 
 
+class ListeningRun(base.NullRun):
+    listens = True
+
+
 class Listener(base.NullTracker):
     """Remembers how often it was opened and how each run ended."""
 
@@ -23,7 +27,7 @@ class Listener(base.NullTracker):
         OPENED.append(self)
 
     def start(self, *_: object, **__: object) -> base.Run:
-        run = base.NullRun()
+        run = ListeningRun()
         run.finish = self.ended.append
         return run
 
