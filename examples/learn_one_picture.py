@@ -18,7 +18,7 @@ STEPS = int(os.environ.get("EXAMPLE_STEPS", 200))  # the test of this file takes
 # %%
 from mcpl.data.sources import scenes
 
-scene = next(scenes(1, seed=3))
+[scene] = scenes(1, seed=3)
 print(scene.text)
 
 # %%

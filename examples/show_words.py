@@ -15,7 +15,7 @@ STEPS = int(os.environ.get("EXAMPLE_STEPS", 200))  # the test of this file takes
 OUT = Path(os.environ.get("EXAMPLE_OUT", "shown/example"))
 
 # %%
-scene = next(scenes(1, seed=3))
+[scene] = scenes(1, seed=3)
 learned = mcpl.learn(scene.image, scene.text, recipe="best", steps=STEPS, samples=0)
 
 # %% [markdown]
