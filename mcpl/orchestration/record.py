@@ -158,9 +158,9 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
     run.table(picture_rows(islice(bank.rows(), TABLE_ROWS)), "pictures")
     for shown in shown_rows(bank, dataset, OVERLAYS):
         run.figure(figures.concept_sheet(shown), f"overlays/{safe_name(shown.id)}")
-    title = f"{Path(store.uri).name}, learned with {next(bank.rows()).provenance.recipe}"
+    learned_with = next(bank.rows()).provenance
+    title = f"{Path(store.uri).name}, learned with {learned_with.recipe}"
     run.artifact(single_page(bank, dataset, PAGE_PICTURES, title), "report/index.html")
-    bases = {row.provenance.base_digest: row.provenance.base for row in islice(bank.rows(), 1)}
-    run.tags({"base": ", ".join(bases.values()), "base_digest": ", ".join(bases)})
+    run.tags({"base": learned_with.base, "base_digest": learned_with.base_digest})
     parts = members(store)
     log_bank(run, store.uri, ((e.name, store.get(e.name)) for e in parts), sum(e.size for e in parts))

@@ -6,12 +6,12 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import PurePosixPath
 
 from PIL import Image
 
-from mcpl.data.bank import Bank
+from mcpl.data.bank import Bank, BankSummary
 from mcpl.data.pictures import fit, load_picture
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store
@@ -96,10 +96,11 @@ class _Counts:
 
 
 def _page(put, bank: Bank, dataset: Dataset, count, single, title, model, samples, on_picture) -> _Counts:
-    rows = {row.id: row for row in bank.rows()}
-    near, total = _neighbours(rows), min(len(rows), count or len(rows))
-    note = "" if total == len(rows) else f"The first {total} of {len(rows)} pictures; `mcpl report` shows them all."
-    about = About(title or _title(bank.uri), _facts(bank), {n: sign.advice for n, sign in SIGNS.items()}, note)
+    rows, summary = _first(bank, dataset, count), bank.summary()
+    near, total = _neighbours(rows), len(rows)
+    note = "" if total == len(bank) else f"The first {total} of {len(bank)} pictures; `mcpl report` shows them all."
+    facts = _facts(summary, len(bank.words()))
+    about = About(title or _title(bank.uri), facts, {n: sign.advice for n, sign in SIGNS.items()}, note)
     page = Page(put, about, single)
     for row, example in islice(_paired(rows, dataset), total):
         drawn, together = drawings(row, model, samples) if model and row.learned else ({}, None)
@@ -107,7 +108,17 @@ def _page(put, bank: Bank, dataset: Dataset, count, single, title, model, sample
         page.add(PageRow(row, _sentence(row), picture, near_here, drawn, together))
         on_picture(page.count, total)
     page.finish()
-    return _Counts(page.count, sum(len(row.learned.concepts) for row in rows.values() if row.learned))
+    return _Counts(page.count, summary.words)
+
+
+def _first(bank: Bank, dataset: Dataset, count: int | None) -> dict[str, BankRow]:
+    """The rows that a page shows, by id: all, or the first `count` in the dataset's order. Reads no others."""
+    if count is None or count >= len(bank):
+        return {row.id: row for row in bank.rows()}
+    known = dict.fromkeys(bank.ids())
+    ordered = dict.fromkeys(chain((id for id in dataset.ids() if id in known), known))
+    wanted = set(islice(ordered, count))
+    return {row.id: row for row in islice((row for row in bank.rows() if row.id in wanted), count)}
 
 
 def _paired(rows: Mapping[str, BankRow], dataset: Dataset) -> Iterator[tuple[BankRow, Example | None]]:
@@ -145,12 +156,11 @@ def _neighbours(rows: Mapping[str, BankRow]) -> dict[str, dict[str, list[Neighbo
     return found
 
 
-def _facts(bank: Bank) -> dict[str, str]:
-    summary, words = bank.summary(), bank.words()
+def _facts(summary: BankSummary, different: int) -> dict[str, str]:
     status = ", ".join(f"{count} {name}" for name, count in summary.status.items())
     facts = {
         "pictures": f"{summary.rows} ({status})",
-        "words": f"{summary.words}, {len(words)} different",
+        "words": f"{summary.words}, {different} different",
         "learning time": _duration(summary.seconds),
     }
     for name, counted in (("recipe", summary.recipes), ("base", summary.bases)):

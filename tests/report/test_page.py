@@ -15,6 +15,7 @@ from mcpl.data.bank import encode, part_name
 from mcpl.data.sources import Dataset, scenes, write_dataset
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
+from mcpl.orchestration import reporting
 from mcpl.orchestration.reporting import write_report
 from mcpl.prompts import parse
 from mcpl.report import page
@@ -156,3 +157,17 @@ def test_a_picture_that_the_dataset_lacks_is_still_told_of(tmp_path):
     assert told["id"] == [example.id for example in examples], "the dataset's order"
     _, kept = data((tmp_path / "page" / "data" / "0000.js").read_text(), "chunk")
     assert [row["picture"] is None for row in kept] == [False, False, True]
+
+
+def test_a_page_of_a_few_pictures_reads_and_compares_no_others(made, tmp_path, monkeypatch):
+    bank, dataset = made
+    decoded, compared = [], []
+    rows, nearest = reporting.Bank.rows, reporting.nearest
+    monkeypatch.setattr(reporting.Bank, "rows", lambda self: (decoded.append(row) or row for row in rows(self)))
+    monkeypatch.setattr(reporting, "nearest", lambda words, n: compared.extend(words) or nearest(words, n))
+    written = write_report(str(bank), str(dataset), str(tmp_path), count=4)
+    assert (written.pictures, written.words) == (4, 88), "the whole bank is told of"
+    assert len(decoded) == 4 and len(compared) == 8
+    _, told = data((tmp_path / "data" / "0000.js").read_text(), "chunk")
+    shown = data((tmp_path / "index.html").read_text(), "open")[0]["id"]
+    assert all(id in shown for row in told for word in row["words"] for _, id, _ in word["near"])
