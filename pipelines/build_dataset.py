@@ -115,50 +115,38 @@ def scenes_mc(
     typer.echo(f"{rows} rows in {len(sets)} set(s), {split.value} split, {stored / 1e6:.1f} MB: {out}")
 
 
-@app.command()
-def folder(
-    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
-) -> None:
-    """A folder with metadata.jsonl (file_name, text), or with a .txt beside each picture."""
-    _convert("folder", path, out, row_group, workers, check, strict)
+CONVERTED = {
+    "folder": ("folder", "A folder with metadata.jsonl (file_name, text), or with a .txt beside each picture."),
+    "webdataset": (
+        "webdataset",
+        "Tars: 000012.jpg with 000012.txt or .json (text, caption), masks as 000012.mask.WORD.png.",
+    ),
+    "hugging-face": ("hugging-face", "Parquet as Hugging Face stores it: image, text or caption; ids are made."),
+    "multi-concept": ("multi-concept-dataset", "The authors' Multi-Concept-Dataset, or a part of it."),
+    "parquet": ("parquet", "Parquet with image, image_id and text, cut into new row groups."),
+}
+"""Command -> the source that it reads, and what it says of it"""
 
 
-@app.command()
-def webdataset(
-    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
-) -> None:
-    """Tars: 000012.jpg with 000012.txt or .json (text, caption), masks as 000012.mask.WORD.png."""
-    _convert("webdataset", path, out, row_group, workers, check, strict)
+def _converting(source: str, about: str):
+    def convert(
+        path: Source,
+        out: Out,
+        check: Check = True,
+        strict: Strict = False,
+        row_group: RowGroup = 64,
+        workers: Workers = 1,
+    ) -> None:
+        from mcpl.data.sources import SOURCES
+
+        _build(SOURCES[source](path), out, row_group, workers, check, strict)
+
+    convert.__doc__ = about
+    return convert
 
 
-@app.command()
-def hugging_face(
-    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
-) -> None:
-    """Parquet as Hugging Face stores it: image, text or caption; ids are made."""
-    _convert("hugging-face", path, out, row_group, workers, check, strict)
-
-
-@app.command()
-def multi_concept(
-    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
-) -> None:
-    """The authors' Multi-Concept-Dataset, or a part of it."""
-    _convert("multi-concept-dataset", path, out, row_group, workers, check, strict)
-
-
-@app.command()
-def parquet(
-    path: Source, out: Out, check: Check = True, strict: Strict = False, row_group: RowGroup = 64, workers: Workers = 1
-) -> None:
-    """Parquet with image, image_id and text, cut into new row groups."""
-    _convert("parquet", path, out, row_group, workers, check, strict)
-
-
-def _convert(source: str, path: str, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:
-    from mcpl.data.sources import SOURCES
-
-    _build(SOURCES[source](path), out, row_group, workers, check, strict)
+for name, (source, about) in CONVERTED.items():
+    app.command(name)(_converting(source, about))
 
 
 def _build(source: Dataset, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:

@@ -39,20 +39,22 @@ def dataset_validate(
     bad: Annotated[int, typer.Option("--bad", min=0, help="Bad rows that are listed one by one.")] = 20,
 ) -> None:
     """Read every row; report bad ones with their reasons. Exit code 1 where there is one."""
+    from mcpl.config import Recipe
     from mcpl.data.sources import Dataset, validate
     from mcpl.models import catalogue
     from mcpl.prompts import parse, token_count
 
     words = adjusted_recipe("paper", words=words).words
-    total = Dataset.open(uri).count  # refuses what is none before a model is loaded
-    vocabulary = catalogue.load(model or "scenes-v1", device="cpu").vocabulary
-    with bar("rows", total) as advance:
+    dataset = Dataset.open(uri)  # refuses what is none before a model is loaded
+    counter = model or Recipe().base
+    vocabulary = catalogue.load(counter, device="cpu").vocabulary
+    with bar("rows", dataset.count) as advance:
         report = validate(
-            uri,
+            dataset,
             words,
             token_length=lambda text: token_count(parse(text, words), vocabulary),
             token_limit=vocabulary.length if model else None,
-            tokenizer=model or "scenes-v1",
+            tokenizer=counter,
             on_row=advance,
         )
     console.print(report, highlight=False)

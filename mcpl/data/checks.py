@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def info(uri: str | os.PathLike) -> DatasetInfo:
     """Look without reading pictures."""
     dataset = Dataset.open(uri)
     shards = dataset.shards(max(dataset.count, 1))
-    faults = _faults(dataset.rejected)
+    faults = Faults.of(dataset.rejected)
     files = len({shard.file for shard in shards})
     rows = (dataset.uri, dataset.kind, dataset.count, files, len(shards), dataset.bytes)
     return DatasetInfo(*rows, dataset.columns, dataset.digest, faults)
@@ -67,13 +67,6 @@ def _plain(report: object) -> Text:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def _faults(rejected: Sequence[Rejected]) -> Faults:
-    faults = Faults()
-    for each in rejected:
-        faults.add(each)
-    return faults
 
 
 @dataclass(frozen=True)
@@ -164,7 +157,7 @@ class ValidationReport:
 
 
 def validate(
-    uri: str | os.PathLike,
+    source: Dataset | str | os.PathLike,
     words: str = "marked",
     token_length: Callable[[str], int] | None = None,
     token_limit: int | None = None,
@@ -173,14 +166,15 @@ def validate(
 ) -> ValidationReport:
     """Read everything, a row group at a time: decode every picture, parse every sentence, meet every id once.
 
+    source        a dataset, or where it lies
     words         which words are learned, as in a recipe
     token_length  tokens of a sentence, start and end included; with token_limit, longer sentences are faults
     tokenizer     whose tokens those are, for the report
     """
     from mcpl.prompts import parse
 
-    dataset = Dataset.open(uri)
-    faults = _faults(dataset.rejected)
+    dataset = source if isinstance(source, Dataset) else Dataset.open(source)
+    faults = Faults.of(dataset.rejected)
     widths: Counter[int] = Counter()
     heights: Counter[int] = Counter()
     sizes: Counter[int] = Counter()

@@ -1,4 +1,4 @@
-"""Where examples come from. A source is one function and one line in SOURCES.
+"""Where examples come from. A source is a function that lists its rows and one line in LISTINGS (see dataset.py).
 
 A source opens as a `Dataset`: counted, fingerprinted, cut into shards. Iterating over it yields an Example for every
 row and a Rejected, with its reason, for whatever else it meets.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from mcpl.data.checks import DatasetInfo, ValidationReport, info, validate
-from mcpl.data.dataset import Dataset, ShardRef
+from mcpl.data.dataset import LISTINGS, PARQUET, Dataset, ShardRef
 from mcpl.data.listing import Rejected
 from mcpl.data.pictures import load_picture, mask_png, picture_png
 from mcpl.data.schema import REQUIRED
@@ -43,44 +44,10 @@ __all__ = [
 ]
 
 
-def parquet(uri: str | os.PathLike) -> Dataset:
-    """A Parquet file, or every Parquet file of a directory or S3 prefix."""
-    return Dataset.open(uri, "parquet")
-
-
-def hugging_face(uri: str | os.PathLike) -> Dataset:
-    """Parquet as Hugging Face writes it: sentences in `text` or `caption`, ids made from the places of the rows."""
-    return Dataset.open(uri, "hugging-face")
-
-
-def webdataset(uri: str | os.PathLike) -> Dataset:
-    """A tar, or every tar of a directory or S3 prefix: pictures with a .txt or .json of the same stem."""
-    return Dataset.open(uri, "webdataset")
-
-
-def folder(uri: str | os.PathLike) -> Dataset:
-    """Pictures with a metadata.jsonl or with .txt files beside them."""
-    return Dataset.open(uri, "folder")
-
-
-def multi_concept_dataset(uri: str | os.PathLike) -> Dataset:
-    """The authors' Multi-Concept-Dataset, or any part of it that holds `unmasked` folders."""
-    return Dataset.open(uri, "multi-concept-dataset")
-
-
-def picture(uri: str | os.PathLike) -> Dataset:
-    """One picture, its sentence in a .txt of the same name."""
-    return Dataset.open(uri, "picture")
-
-
-SOURCES: dict[str, Callable[[str], Dataset]] = {
-    "parquet": parquet,
-    "hugging-face": hugging_face,
-    "webdataset": webdataset,
-    "folder": folder,
-    "multi-concept-dataset": multi_concept_dataset,
-    "picture": picture,
+SOURCES: dict[str, Callable[[str | os.PathLike], Dataset]] = {
+    kind: partial(Dataset.open, kind=kind) for kind in (*PARQUET, *LISTINGS)
 }
+"""What lies at a place, read as one kind of source"""
 
 
 def detect(uri: str | os.PathLike) -> str:

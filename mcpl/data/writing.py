@@ -44,6 +44,13 @@ class Faults:
     lost: int = 0
     """rejected, repaired ones not counted"""
 
+    @classmethod
+    def of(cls, rejected: Iterable[Rejected]) -> Faults:
+        faults = cls()
+        for fault in rejected:
+            faults.add(fault)
+        return faults
+
     def add(self, fault: Rejected) -> None:
         self.kinds[fault.kind] += 1
         self.lost += not fault.repaired
@@ -177,9 +184,7 @@ def build_dataset(
     for written in each(write, [part for part in parts if part.name not in done]):
         done[written.name] = written
         on_part(written)
-    faults = Faults()
-    for fault in source.rejected:
-        faults.add(fault)
+    faults = Faults.of(source.rejected)
     for part in parts:
         faults.merge(done[part.name].faults)
     count = sum(written.rows for written in done.values())
