@@ -28,11 +28,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from mcpl.config import Placement, parse
+from mcpl.config import Placement, Recipe, parse
 from mcpl.data.pictures import fit, load_picture, picture_png
 from mcpl.data.sources import picture_and_sentence
 from mcpl.errors import ConfigError
-from mcpl.generation.words import LearnedWord, check_base, gather, of_row
+from mcpl.generation.words import LearnedWord, base_for, check_base, gather, of_row
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
 from mcpl.orchestration import threads
@@ -48,7 +48,6 @@ Picture = Any
 """path, PIL picture, array [H, W, 3] uint8, or a file's bytes"""
 Words = Any
 """a `Learned`, a mapping slug -> vectors, a source, or several sources"""
-DEFAULT_BASE = "scenes-v1"
 
 
 @dataclass(frozen=True)
@@ -163,16 +162,9 @@ class Pictures:
     @property
     def sheet(self) -> Image.Image:
         """All in a grid; of edited ones before, after, and where the change may show."""
-        from mcpl.generation.saving import grid
+        from mcpl.generation.saving import sheet
 
-        if not hasattr(self.made, "mask"):
-            return grid(self.made.pictures)
-        masks = [
-            Image.fromarray((mask.numpy() * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-            for mask, picture in zip(self.made.mask, self.pictures, strict=True)
-        ]
-        rows = zip(self.made.original, self.made.pictures, (mask.convert("RGB") for mask in masks), strict=True)
-        return grid([one for row in rows for one in row], 3)
+        return sheet(self.made)
 
     def save(self, folder: str | os.PathLike) -> Path:
         from mcpl.generation.saving import save_edited, save_generated
@@ -227,14 +219,10 @@ def edit(
     weight: word -> factor of the attention paid to it; local: words where the change may show, the changed ones unless
     given; editing: fields of `Editing` (steps, guidance, cross, layout, threshold ...).
     """
-    from mcpl.generation import change as changes
     from mcpl.generation import edit as edits
+    from mcpl.generation.change import asked
 
-    if bool(replace) == bool(refine) and not (weight and not replace):
-        raise ConfigError("say what changes: replace or refine, or a weight")
-    change = changes.replaced(sentence, replace) if replace else changes.refined(sentence, refine or sentence)
-    change = changes.weighted(change, weight) if weight else change
-    change = changes.shown_by(change, local) if local else change
+    change = asked(sentence, replace, refine, weight, local)
     settings = parse(edits.Editing, editing, "edit")
     image = None if picture is None else _example(picture, sentence).image
     model, found = _with_base([change.before.text, change.after.text], words, ids, base, device, notes, image)
@@ -252,7 +240,7 @@ def _with_base(
     """The base and the learned words of some sentences; BankMismatch where they do not belong together."""
     slugs = dict.fromkeys(concept.slug for text in texts if text.strip() for concept in said(text).concepts)
     found = _gathered(tuple(slugs), words, ids, image, notes)
-    model = _base(_base_of(found, base), device)
+    model = _base(base_for(found, base) or Recipe().base, device)
     check_base(found.values(), model.facts)
     return model, found
 
@@ -296,14 +284,6 @@ def _word(slug: str, given: Any) -> LearnedWord:
         return given
     rows = torch.as_tensor(given, dtype=torch.float32)
     return LearnedWord(slug, rows if rows.ndim == 2 else rows[None], "given")
-
-
-def _base_of(words: Mapping[str, LearnedWord], base: str | None) -> str:
-    """The base that was asked for, else the words' own, else the shipped one."""
-    own = {word.base for word in words.values() if word.base}
-    if base is None and len(own) > 1:
-        raise ConfigError(f"the words belong to several bases ({', '.join(sorted(own))}): choose words of one")
-    return base or next(iter(own), DEFAULT_BASE)
 
 
 @lru_cache(maxsize=1)

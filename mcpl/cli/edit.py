@@ -20,6 +20,7 @@ from mcpl.cli.generate import (
     all_sources,
     base_of,
     found_words,
+    learned_beside,
 )  # fmt: skip
 from mcpl.cli.terminal import Model, console
 from mcpl.errors import ConfigError, ExampleError
@@ -69,11 +70,9 @@ def edit(
     settings = editing.Editing(
         steps=steps, guidance=guidance, cross=cross, layout=layout, threshold=threshold, local=not everywhere
     )
-    given = all_sources(sources, bank, concept, registry)
-    learned = Path("learned") / photo.stem
-    if not given and not drawing and (learned / "bank").is_dir():
-        given = [str(learned)]
-        console.print(f"the words are those of {learned}", highlight=False, markup=False)
+    given = all_sources(sources, bank, concept, registered=registry)
+    if not given and not drawing and (given := learned_beside(photo)):
+        console.print(f"the words are those of {given[0]}", highlight=False, markup=False)
     slugs = [concept.slug for each in (change.before, change.after) for concept in each.concepts]
     words = found_words(slugs, given, id or (), tracking_uri, home)
     base = base_of(words, model, device, precision)
@@ -86,15 +85,9 @@ def edit(
 
 
 def _change(sentence: str, replace, refine: str | None, weight, local):
-    from mcpl.generation import change as changes
+    from mcpl.generation.change import asked
 
-    if bool(replace) + bool(refine) + bool(weight) == 0 or (replace and refine):
-        raise ConfigError("say what changes: --replace A=B or --refine SENTENCE, and --weight WORD=NUMBER")
-    if replace:
-        change = changes.replaced(sentence, dict(_pair(each, "--replace") for each in replace))
-    else:
-        change = changes.refined(sentence, refine or sentence)
-    factors = {}
+    replacements, factors = dict(_pair(each, "--replace") for each in replace), {}
     for each in weight:
         word, number = _pair(each, "--weight")
         try:
@@ -103,8 +96,7 @@ def _change(sentence: str, replace, refine: str | None, weight, local):
             raise ConfigError(f"--weight {each!r}: {number!r} is no number") from None
         if not 0 <= factors[word] <= MOST:
             raise ConfigError(f"--weight {each!r}: a factor from 0 to {MOST}")
-    change = changes.weighted(change, factors) if factors else change
-    return changes.shown_by(change, local) if local else change
+    return asked(sentence, replacements, refine, factors, local)
 
 
 MOST = 4

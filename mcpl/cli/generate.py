@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -58,18 +58,23 @@ def generate(
         steps=steps, guidance=guidance, scheduler=scheduler, negative=negative, attend=attend
     )  # fmt: skip
     slugs = [c.slug for text in (sentence, negative) if text.strip() for c in said(text).concepts]
-    words = found_words(slugs, all_sources(sources, bank, concept, registry), id or (), tracking_uri, home)
+    words = found_words(slugs, all_sources(sources, bank, concept, registered=registry), id or (), tracking_uri, home)
     base = base_of(words, model, device, precision)
     made = draw(base, sentence, words, range(seed, seed + count), drawing)
     files = save_generated(made, out, columns)
     console.print(f"Look at [bold]{files[-1]}[/].", highlight=False)
 
 
-def all_sources(*given: Sequence[str] | None) -> list[str]:
-    """Positional sources, banks, word files and registered models, in this order."""
-    sources, banks, concepts, registered = (list(own or ()) for own in given)
-    names = (name if name.startswith("models:/") else f"models:/{name}" for name in registered)
-    return [*sources, *banks, *concepts, *names]
+def all_sources(*given: Iterable[str] | None, registered: Sequence[str] | None = None) -> list[str]:
+    """Positional sources, banks, word files, and then registered models, in this order."""
+    names = (name if name.startswith("models:/") else f"models:/{name}" for name in registered or ())
+    return [*(source for own in given for source in own or ()), *names]
+
+
+def learned_beside(photo: Path) -> list[str]:
+    """What `mcpl learn PHOTO` left in its usual place, as a source of words."""
+    folder = Path("learned") / photo.stem
+    return [str(folder)] if (folder / "bank").is_dir() else []
 
 
 def found_words(slugs: Collection[str], sources: Sequence[str], ids: Collection[str], tracking_uri, home):
@@ -84,11 +89,13 @@ def found_words(slugs: Collection[str], sources: Sequence[str], ids: Collection[
 
 def base_of(words, model: str | None, device: str, precision: str):
     """The base that was asked for, else the one that the words were learned with; refused where they do not fit."""
-    from mcpl.generation.words import check_base
+    from mcpl.config import Recipe
+    from mcpl.generation.words import base_for, check_base
     from mcpl.models import catalogue
+    from mcpl.orchestration import threads
 
-    told = next((word.base for word in words.values() if word.base), None)
+    name = base_for(words, model) or Recipe().base
     with console.status("loading the base model"):
-        base = catalogue.load(model or told or "scenes-v1", device=device, precision=precision)
+        base = threads.fitted(lambda: catalogue.load(name, device=device, precision=precision))
     check_base(words.values(), base.facts)
     return base

@@ -9,6 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from mcpl.cli.generate import all_sources, learned_beside
 from mcpl.cli.terminal import Model, console
 
 
@@ -43,11 +44,9 @@ def show(
 
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder")
-    named = [f"models:/{registry.removeprefix('models:/')}"] if registry else []
-    sources, own = [*(bank or ()), *map(str, concept or ()), *named], Path("learned") / photo.stem
-    if not sources and "<" in sentence and (own / "bank").is_dir():
-        sources = [str(own)]
-        _note(f"the words are those of {own}")
+    sources = all_sources(bank, map(str, concept or ()), registered=[registry] if registry else ())
+    if not sources and "<" in sentence and (sources := learned_beside(photo)):
+        _note(f"the words are those of {sources[0]}")
     with console.status("looking"):
         looks = looked(
             photo, sentence, sources, base=model, ids=id or (), show=word or (), segment=segment or (),

@@ -98,14 +98,14 @@ def look(
         with model.record(positions, affinity=times > 0) as recording:
             noisy = add_noise(latents.expand(len(t), -1, -1, -1), eps, t, model.alphas_cumprod)
             model.predict(noisy, t, repeated(given, len(t)))
-        maps = _per_word(recording.maps(), [len(places[i]) for i in words])
+        maps = per_word(recording.maps(), [len(places[i]) for i in words])
         raw.append(maps)
         spread.append(refine(maps, recording.affinity(), times) if times else maps)
     by_time, refined = torch.cat(raw).float().cpu(), torch.cat(spread).float().mean(dim=0).cpu()
     return WordLooks(tuple(words), centres.cpu(), by_time, refined)
 
 
-def _per_word(columns: Tensor, pieces: Sequence[int]) -> Tensor:
+def per_word(columns: Tensor, pieces: Sequence[int]) -> Tensor:
     """Token maps [B, M, m, m], neighbours of one word beside each other, as word maps [B, W, m, m]: their mean."""
     return torch.stack([part.mean(dim=1) for part in columns.split(list(pieces), dim=1)], dim=1)
 

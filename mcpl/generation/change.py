@@ -38,6 +38,27 @@ class Change:
     """word of the second sentence -> factor of the attention that is paid to it"""
 
 
+def asked(
+    text: str,
+    replacements: Mapping[str, str] | None = None,
+    refined_text: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    shown: Sequence[str] = (),
+) -> Change:
+    """What a person asks for: words replaced, or the sentence refined, or neither; and words weighed; shown where.
+
+    Raises ConfigError where nothing changes, or two things that exclude each other.
+    """
+    if not (replacements or refined_text or weights) or (replacements and refined_text):
+        raise ConfigError(
+            "say what changes: replace words (--replace A=B) or refine the sentence (--refine SENTENCE), "
+            "and weigh words (--weight WORD=NUMBER)"
+        )
+    change = replaced(text, replacements) if replacements else refined(text, refined_text or text)
+    change = weighted(change, weights) if weights else change
+    return shown_by(change, shown) if shown else change
+
+
 def replaced(text: str, replacements: Mapping[str, str]) -> Change:
     """Words of a sentence exchanged, each wherever it stands; the new ones look where the old ones looked."""
     before = said(text)

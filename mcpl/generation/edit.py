@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from mcpl.diffusion import ddim_inverse, ddim_step
 from mcpl.errors import ConfigError
+from mcpl.evaluation.looking import per_word
 from mcpl.evaluation.sampling import condition, repeated
 from mcpl.generation.change import Change, Mapped, heads, mapped
 from mcpl.generation.generate import Drawing, sampling_path
@@ -200,9 +201,7 @@ class _Look:
         """Count the newest pass, if there was one."""
         if not self._seen.layers:
             return
-        columns = self._seen.maps().split(self._counts, dim=1)
-        maps = torch.stack([own.mean(dim=1) for own in columns], dim=1)
-        maps = refine(maps, self._seen.affinity(), 1)
+        maps = refine(per_word(self._seen.maps(), self._counts), self._seen.affinity(), 1)
         weight = sharpness(maps)[..., None, None]
         self._sum, self._weight = self._sum + weight * maps, self._weight + weight
 

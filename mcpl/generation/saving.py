@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +57,27 @@ def save_generated(made: Generated, out: Path, columns: int | None = None) -> li
 
 def save_edited(made: Edited, out: Path) -> list[Path]:
     """`original.png`, `edited.png` and `mask.png`, numbered by seed where there are several; `sheet.png` with all."""
-    files, rows, told = {}, [], about(made)
-    for number, (before, after, mask) in enumerate(zip(made.original, made.pictures, made.mask, strict=True)):
+    files, told = {}, about(made)
+    for number, (before, after, mask) in enumerate(_stages(made)):
         end = f"-{made.seeds[number]}.png" if len(made.pictures) > 1 else ".png"
         own = told | ({"seed": made.seeds[number]} if made.seeds else {})
-        shown = Image.fromarray((mask.numpy() * 255).astype(np.uint8)).resize(
-            before.shape[1::-1], Image.Resampling.NEAREST
-        )
-        files |= {f"original{end}": png(before, own), f"edited{end}": png(after, own), f"mask{end}": png(shown, own)}
-        rows += [before, after, shown.convert("RGB")]
-    files["sheet.png"] = png(grid(rows, 3), told)
+        files |= {f"original{end}": png(before, own), f"edited{end}": png(after, own), f"mask{end}": png(mask, own)}
+    files["sheet.png"] = png(sheet(made), told)
     return _write(files, out)
+
+
+def sheet(made: Generated | Edited) -> Image.Image:
+    """All pictures in a grid; of edited ones before, after, and where the change may show, a row each."""
+    if not isinstance(made, Edited):
+        return grid(made.pictures)
+    return grid([each for before, after, mask in _stages(made) for each in (before, after, mask.convert("RGB"))], 3)
+
+
+def _stages(made: Edited) -> Iterator[tuple[Any, Any, Image.Image]]:
+    """Before, after, and the mask in grey at the pictures' size, of each."""
+    for before, after, mask in zip(made.original, made.pictures, made.mask, strict=True):
+        shown = Image.fromarray((mask.numpy() * 255).astype(np.uint8))
+        yield before, after, shown.resize(before.shape[1::-1], Image.Resampling.NEAREST)
 
 
 def grid(pictures: Sequence[Any], columns: int | None = None) -> Image.Image:

@@ -105,6 +105,14 @@ def gather(
     return words, list(notes.values())
 
 
+def base_for(words: Words, asked: str | None = None) -> str | None:
+    """The base that was asked for, else the words' own, if they tell it. ConfigError for words of several."""
+    own = {word.base for word in words.values() if word.base}
+    if asked is None and len(own) > 1:
+        raise ConfigError(f"the words belong to several bases ({', '.join(sorted(own))}): choose words of one")
+    return asked or next(iter(own), None)
+
+
 def check_base(words: Iterable[LearnedWord], facts: Facts) -> None:
     """BankMismatch, in one sentence, for a word of another base."""
     for word in words:

@@ -12,12 +12,12 @@ from mcpl.config import Placement, Recipe
 from mcpl.data.bank import encode
 from mcpl.data.sources import Dataset
 from mcpl.errors import ConfigError
+from mcpl.orchestration.compaction import TARGET_BYTES
 from mcpl.orchestration.job import Runner
 from mcpl.types import Example
 
 START_SECONDS = 15.0
 """Ray Train's own start, measured on two busy cores; loading the base comes on top"""
-COMPACT_BYTES = 256e6
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Plan:
     @property
     def files(self) -> int:
         """after compaction"""
-        return max(1, round(self.bank_bytes / COMPACT_BYTES))
+        return max(1, round(self.bank_bytes / TARGET_BYTES))
 
     def plain(self) -> dict:
         """The same as values for JSON."""
