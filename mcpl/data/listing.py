@@ -138,6 +138,18 @@ def list_folder(store: Store, name: str | None = None) -> Listing:
     return Listing(weighed, tuple(rejected), listing_digest(entries, *texts), store)
 
 
+def _parsed(text: str) -> object:
+    """What a JSON text of unknown hands says; ValueError, in a few words, where it cannot be read."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as fault:
+        raise ValueError(fault.msg) from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError:  # Python's own guard against numbers of thousands of digits
+        raise ValueError("a number is too long") from None
+
+
 def _metadata_rows(table: str, content: bytes, sizes: Mapping[str, int]) -> Iterable[Listed | Rejected]:
     folder = table.rpartition("/")[0]
     for number, line in enumerate(content.decode("utf-8-sig", "replace").splitlines(), 1):
@@ -145,9 +157,9 @@ def _metadata_rows(table: str, content: bytes, sizes: Mapping[str, int]) -> Iter
             continue
         place = f"{table}:{number}"
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as fault:
-            yield Rejected(place, f"not JSON: {fault.msg}")
+            record = _parsed(line)
+        except ValueError as fault:
+            yield Rejected(place, f"not JSON: {fault}")
             continue
         if not isinstance(record, dict) or not is_text(record.get("file_name")):
             yield Rejected(place, "no file_name in this line")
@@ -202,8 +214,8 @@ def load(store: Store, row: Listed) -> tuple[Example, list[Rejected]]:
 def _caption(stored: str, name: str, faults: list[Rejected]) -> str:
     """The `text` or `caption` of a JSON object; empty, and told, where there is none."""
     try:
-        record = json.loads(stored)
-    except (json.JSONDecodeError, RecursionError):
+        record = _parsed(stored)
+    except ValueError:
         record = None
     found = record if isinstance(record, dict) else {}
     text = next((found[key] for key in ("text", "caption") if is_text(found.get(key))), "")

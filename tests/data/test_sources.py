@@ -466,3 +466,12 @@ def test_datasets_open_without_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout.split() == ["3", "False"]
+
+
+@pytest.mark.parametrize(("line", "reason"), [("1" * 5000, "a number is too long"), ("[" * 10**5, "nested too deep")])
+def test_json_that_python_refuses_is_one_rejected_line(tmp_path, line, reason):
+    write_folder(tmp_path, {"one.png": "a <cat>"})
+    with open(tmp_path / "metadata.jsonl", "a") as file:
+        file.write(f"{line}\n")
+    told = {item.id: item.reason for item in SOURCES["folder"](tmp_path) if isinstance(item, Rejected)}
+    assert told["metadata.jsonl:2"] == f"not JSON: {reason}"

@@ -205,3 +205,11 @@ def test_a_folder_of_foreign_tars_is_no_dataset(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" + b"x" * 600)
     with pytest.raises(ConfigError, match="a.tar: the tar is cut short or damaged"):
         Dataset.open(tmp_path)
+
+
+def test_a_json_sentence_that_python_refuses_is_an_empty_one_with_its_reason(tmp_path):
+    members = {"1.png": png(), "1.json": b'{"text": "a <cat>", "seed": ' + b"1" * 5000 + b"}"}
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    items = list(SOURCES["webdataset"](tmp_path))
+    assert [item.text for item in items if isinstance(item, Example)] == [""]
+    assert "no text or caption in this JSON" in [item.reason for item in items if isinstance(item, Rejected)]
