@@ -263,18 +263,19 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
     runner = _import(orders.runner)(orders.recipe, orders.placement)
     plans.claim_base(store, orders.recipe.base, runner.base_digest)
-    shard = board.next(me)
-    while shard is not Verdict.STOP:
+    finished: tuple[int, Tally] | tuple[()] = ()
+    while not pulse.leaving:
+        shard = board.next(me, *finished)
+        finished = ()
+        pulse.begin(None)
+        if shard is Verdict.STOP:
+            return
         if shard is Verdict.WAIT:
             time.sleep(WAIT_SECONDS)
-            shard = board.next(me)
             continue
         pulse.begin(shard.number)
-        tally = _existing(store, shard) or _learn(store, shard, dataset, runner, pulse)
-        if pulse.leaving:
-            return board.leave(me, shard.number, tally)
-        shard = board.next(me, shard.number, tally)
-        pulse.begin(None)
+        finished = shard.number, _existing(store, shard) or _learn(store, shard, dataset, runner, pulse)
+    board.leave(me, *finished)
 
 
 def _learn(store: Store, shard: Shard, dataset: Dataset, runner: Runner, pulse: _Pulse) -> Tally:

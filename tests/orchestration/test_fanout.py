@@ -183,6 +183,26 @@ def test_a_worker_whose_node_is_taken_away_leaves(scenario, monkeypatch, seconds
     assert (set(scenario.times_learned().values()) == {1}) == bool(finished)
 
 
+def test_a_worker_that_waits_leaves_its_node_without_a_shard(scenario, monkeypatch):
+    monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(fanout, "WAIT_SECONDS", 0.01)
+    scenario.pictures(4)
+    config = scenario.config()
+    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
+    board = LockedBoard(Board(config.output))
+    assert board.hello("other", 1) and board.next("other").number == 0
+    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+    taken_away = threading.Event()
+    waiting = threading.Thread(target=work, args=(board, 0, orders, lambda: 120 if taken_away.is_set() else None))
+    waiting.start()
+    eventually(scenario.pids, what="a worker that has nothing to do")
+    taken_away.set()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    board.worker_died("other")
+    assert board.snapshot().counts.shards_leased == 0 and not scenario.times_learned()
+
+
 def test_the_run_ends_though_ray_still_waits_for_a_worker(scenario, monkeypatch):
     """A lost node's worker may never be replaced; once everything is learned nobody waits for it."""
     monkeypatch.setattr(fanout, "FINISH_SECONDS", 0.2)
