@@ -128,7 +128,7 @@ def bank_card(
 def bank_compact(
     bank: Annotated[str, typer.Argument(help="Bank folder or URI of a run, finished or under way.")],
     megabytes: Annotated[
-        float, typer.Option("--megabytes", help="About how large a file becomes; the first time fixes it.")
+        float, typer.Option("--megabytes", min=1, help="About how large a file becomes; the first time fixes it.")
     ] = 256,
 ) -> None:
     """Join a run's many small parts into few large files. Safe at any time, and to repeat after a crash."""

@@ -103,16 +103,18 @@ class MLflowTracker:
         experiment = experiment_id(self._client, self.uri, record.experiment, self._home)
         resume, job = asked["resume"] and RunRecord(**asked["resume"]), asked["job"]
         earlier = self._earlier_run(experiment, job, resume)
-        run_id = earlier or self._create(experiment, asked["name"])
+        tags = asked["tags"] | ({JOB_TAG: job} if job else {})
+        run_id = earlier or self._create(experiment, asked["name"], tags)
         if earlier:
             self._client.update_run(run_id, status="RUNNING")
         dataset = asked["dataset"] and DatasetInput(**asked["dataset"])
-        self._describe(run_id, asked["params"], asked["tags"] | ({JOB_TAG: job} if job else {}), dataset)
+        self._describe(run_id, asked["params"], tags, dataset)
         return replace(record, run_id=run_id), bool(earlier)
 
-    def _create(self, experiment: str, name: str | None) -> str:
+    def _create(self, experiment: str, name: str | None, tags: Mapping[str, str]) -> str:
+        """Tagged at once, so that whoever opens it again after a crash finds it by its job."""
         source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "JOB"}
-        return self._client.create_run(experiment, run_name=name, tags=source).info.run_id
+        return self._client.create_run(experiment, run_name=name, tags=source | dict(tags)).info.run_id
 
     def _earlier_run(self, experiment: str, job: str | None, resume: RunRecord | None) -> str | None:
         """The run to go on with. Others of the same job that still claim to be running are dead: close them."""

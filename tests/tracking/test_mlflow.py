@@ -128,6 +128,17 @@ def test_a_job_without_its_record_is_found_by_its_identity_and_doubles_are_close
     assert status == {older.record.run_id: "RUNNING", newer.record.run_id: "KILLED", other.record.run_id: "RUNNING"}
 
 
+def test_a_crash_between_making_a_run_and_describing_it_leaves_no_second_run(home, monkeypatch):
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(MLflowTracker, "_describe", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        MLflowTracker(home=home).start({}, {}, job="one job")
+    tracker = MLflowTracker(home=home)
+    with tracker.start({}, {}, job="one job"):
+        pass
+    runs = connect(tracker.uri).search_runs([tracker.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"]
+
+
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_run_ends_as_its_job_did(home, error, status):
     tracker = MLflowTracker(home=home)
