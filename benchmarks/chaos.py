@@ -43,10 +43,11 @@ from mcpl.orchestration.compaction import Compacted, compact
 from mcpl.orchestration.fanout import Orders
 from mcpl.orchestration.queue import Board, LockedBoard
 from mcpl.tracking import mlflow as tracking
-from tests.ceph import KEY, SECRET, Ceph, Unavailable, free_port, install
+from tests.ceph import KEY, SECRET, Ceph, Unavailable, install
 from tests.faulty import Faulty
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario, eventually
+from tests.ports import free_port
 from tests.processes import below, kill, playing
 
 ROOT = Path(__file__).resolve().parents[1]

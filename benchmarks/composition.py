@@ -28,12 +28,11 @@ from benchmarks.learned_words import (
     options,
     over_ceiling,
     partners,
-    record,
-    recorded,
     settle,
     with_ceilings,
 )  # fmt: skip
 from benchmarks.provenance import provenance
+from benchmarks.recipes import record, recorded
 from mcpl.generation.generate import Drawing, generate
 from mcpl.generation.words import Words
 from mcpl.models import catalogue
@@ -78,7 +77,7 @@ def main() -> None:
     recipe, sets = settle(given)
     model, base = catalogue.load(given.base, device=given.device), base_folder(given.base)
     judge, raw = Judge.load(judge_of(base)), given.out / f"raw-{given.split}.jsonl"
-    known, asked, cells = recorded(raw, _key), [], []
+    known, asked, cells = {_key(row): row for row in recorded(raw)}, [], []
     for name in with_ceilings(sets):
         rows = list(benchmark.rows(name, given.split))[: given.pictures]
         bank = learned(name, given.split, given.pictures, recipe, model, given.out, given.pack) if name in sets else {}

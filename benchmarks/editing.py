@@ -41,12 +41,11 @@ from benchmarks.learned_words import (
     options,
     over_ceiling,
     partners,
-    record,
-    recorded,
     settle,
     with_ceilings,
 )  # fmt: skip
 from benchmarks.provenance import provenance
+from benchmarks.recipes import record, recorded
 from mcpl.generation.change import Change, refined, replaced
 from mcpl.generation.edit import Editing, Original, drawn, edit, inverted
 from mcpl.generation.generate import Drawing, generate
@@ -138,7 +137,7 @@ def main() -> None:
     model, base = catalogue.load(given.base, device=given.device), base_folder(given.base)
     bench = Bench(model, Judge.load(judge_of(base)), editing, given.out)
     raw = given.out / f"raw-{given.split}.jsonl"
-    known, asked = recorded(raw, _key), []
+    known, asked = {_key(row): row for row in recorded(raw)}, []
     for name in with_ceilings(sets):
         rows = list(benchmark.rows(name, given.split))[: given.pictures]
         bank = learned(name, given.split, given.pictures, recipe, model, given.out, given.pack) if name in sets else {}

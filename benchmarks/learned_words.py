@@ -7,7 +7,6 @@ of the base, and to start from it would give the answer away.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -73,23 +72,6 @@ def learned(
         parts += 1
         print(f"{name}: {len(rows)} pictures learned in {time.monotonic() - started:.0f} s", flush=True)
     return {e.id: of_row(known[e.id]) if known[e.id].learned else {} for e in asked}
-
-
-def recorded(path: Path, key: Callable[[dict], Any]) -> dict[Any, dict]:
-    """The whole lines of a file of results, by their key; a line that was cut is left out."""
-    rows = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows[key(row)] = row
-    return rows
-
-
-def record(path: Path, row: dict) -> None:
-    with path.open("a") as file:
-        file.write("\n" + json.dumps(row))  # before: a cut line ends there
 
 
 def base_folder(name: str) -> Path:

@@ -116,7 +116,7 @@ def run(
 ) -> list[Row]:  # fmt: skip
     """Learn whatever `raw` does not hold yet; every row of this plan, in its order."""
     model = catalogue.load(next(iter(recipes.values())).base, device=placement.device)
-    known = {_key(row): row for row in _read(raw)}
+    known = {_key(row): row for row in recorded(raw)}
     plan: list[tuple] = []
     for name in sets:
         pictures = list(examples(name, split, count))
@@ -131,8 +131,7 @@ def run(
                     started = time.monotonic()
                     fresh = [measure(label, name, row, own) for row in runner(pack)]
                     known |= {_key(row): row for row in fresh}
-                    with raw.open("a") as file:
-                        file.writelines("\n" + json.dumps(row) for row in fresh)  # before: a cut line ends there
+                    record(raw, *fresh)
                     print(f"{name} seed {seed} {label}: {len(fresh)} in {time.monotonic() - started:.0f} s", flush=True)
     return [{**known[key], "recipe": label} for label, key in plan]
 
@@ -141,7 +140,13 @@ def _key(row: Row) -> tuple:
     return row["recipe_fingerprint"], row["base_digest"], row["id"]
 
 
-def _read(raw: Path) -> Iterator[Row]:
+def record(raw: Path, *rows: Row) -> None:
+    """Add rows to a file of lines; each begins its own, so that one that was cut short ends there."""
+    with raw.open("a") as file:
+        file.writelines("\n" + json.dumps(row) for row in rows)
+
+
+def recorded(raw: Path) -> Iterator[Row]:
     """Rows of earlier runs; a line that was cut short is left out."""
     for line in raw.read_text().splitlines() if raw.exists() else ():
         try:

@@ -15,6 +15,8 @@ import time
 import uuid
 from pathlib import Path
 
+from tests.ports import free_ports
+
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "radosgw")
 KEY, SECRET = "test-key", "test-secret"
@@ -92,7 +94,7 @@ class Ceph:
     def __init__(self, folder: Path):
         """`folder` does not exist yet; its path must be short, for there are sockets in it."""
         self.folder = folder
-        self._monitor, self._gateway = free_port(), free_port()
+        self._monitor, self._gateway = free_ports(2)
         self.url = f"http://127.0.0.1:{self._gateway}"
         self._running: dict[str, subprocess.Popen] = {}
 
@@ -164,8 +166,3 @@ class Ceph:
         if process := self._running.pop(name, None):
             process.send_signal(signal.SIGKILL)
             process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]

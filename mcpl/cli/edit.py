@@ -112,6 +112,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 def _pixels(photo: Path, base):
     from mcpl.data.pictures import fit, load_picture
+    from mcpl.data.sources import picture_and_sentence
     from mcpl.orchestration.job import to_pixels
 
-    return to_pixels(fit(load_picture(photo.read_bytes()), base.facts.resolution))
+    return to_pixels(fit(load_picture(picture_and_sentence(photo, "").image), base.facts.resolution))

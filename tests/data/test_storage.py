@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from mcpl.data import storage
 from mcpl.data.storage import Entry, locate, open_store, safe_name
 from mcpl.errors import ConfigError
+from tests.ports import free_port
 
 
 @pytest.fixture(params=["local", "file", "s3"])
@@ -206,10 +206,7 @@ def test_a_refusal_is_not_tried_again(faulty):
 def test_an_absent_bucket_and_an_absent_server_are_told_apart(bucket, monkeypatch):
     with pytest.raises(ConfigError, match="NoSuchBucket"):
         open_store("s3://no-such-bucket-here/x").list()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ConnectionError, match="no answer from the store"):
         open_store(bucket, retry_seconds=0.3).list()
 

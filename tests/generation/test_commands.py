@@ -59,6 +59,7 @@ def test_learn_then_generate_then_edit(call, learned):
 
 def test_mistakes_are_one_line(call, learned):
     photo, sentence = "photo.png", "a <bear> left of a <board>"
+    (learned / "text.png").write_text("no picture")
     for arguments, told in [
         (("generate", "a <bear>"), "<bear> is a learned word: say where it is with --bank"),
         (("generate", "a <moon>", "learned/photo"), "<moon> was learned in none of learned/photo"),
@@ -69,6 +70,7 @@ def test_mistakes_are_one_line(call, learned):
         (("edit", photo, sentence, "--replace", "<cat>=<bear>"), "'<cat>' does not stand in"),
         (("edit", photo, sentence, "--weight", "<bear>=9"), "a factor from 0 to 4"),
         (("edit", "absent.png", sentence, "--refine", "a <bear>"), "absent.png: no such picture"),
+        (("edit", "text.png", sentence, "learned/photo", "--refine", "a <bear>"), "text.png: not a picture"),
     ]:
         code, printed = call(*arguments)
         assert code == 1 and told in printed and printed.count("mcpl: ") == 1, (arguments, printed)

@@ -16,8 +16,9 @@ import pytest
 
 from tests.integration.conftest import ROOT, clean_environment
 from tests.integration.test_fanout_ray import eventually, parts, undisturbed
-from tests.integration.test_job_submit import end, executable, free_ports, started_head
+from tests.integration.test_job_submit import end, executable, started_head
 from tests.orchestration.scenario import Scenario
+from tests.ports import free_port, free_ports
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -48,8 +49,7 @@ class Nodes:
         self._start(name, f"--address={self.address}", "--num-cpus=1", "--resources", f'{{"{name}": 1}}')
 
     def _start(self, name: str, *options: str) -> None:
-        (agent,) = free_ports(1)
-        command = [executable("ray"), "start", "--block", *options, f"--dashboard-agent-listen-port={agent}"]
+        command = [executable("ray"), "start", "--block", *options, f"--dashboard-agent-listen-port={free_port()}"]
         command += ["--object-store-memory=100000000", "--disable-usage-stats"]
         if name == "head":
             command += [f"--temp-dir={self.folder}"]

@@ -16,6 +16,7 @@ from mcpl.tracking.base import DatasetInput, NullTracker, RunRecord, markdown_ta
 from mcpl.tracking.mlflow import MLflowTracker
 from mcpl.tracking.results import Summary, log_bank, log_summary, picture_rows
 from mcpl.tracking.server import connect, resolve_uri, speaking_to
+from tests.ports import free_port
 
 JOB = {
     "params": {"recipe": {"lr": 0.001, "attention_mask": {"threshold": 0.5}}, "dataset": "s3://ann:pw@store/set"},
@@ -244,9 +245,6 @@ def ports():
     import http.server
     import threading
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        closed = probe.getsockname()[1]
     foreign = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     foreign.RequestHandlerClass.log_message = lambda *_: None
     foreign.RequestHandlerClass.do_POST = lambda self: self.send_error(401 if "secure" in self.path else 404)
@@ -254,7 +252,7 @@ def ports():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        yield {"closed": closed, "silent": silent.getsockname()[1], "foreign": foreign.server_port}
+        yield {"closed": free_port(), "silent": silent.getsockname()[1], "foreign": foreign.server_port}
     foreign.shutdown()
     foreign.server_close()
 
