@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from mcpl.errors import ConfigError
+from mcpl.generation.words import gather
 from mcpl.tracking import lookup_model, registry
 from mcpl.tracking.server import connect, resolve_uri, speaking_to
 
@@ -63,6 +64,19 @@ def test_published_words_come_back_by_picture_and_by_word(publish, bank_row, hom
         "p1",
     ]
     assert registry.lookup("toys@champion", word="bea", home=home).empty
+
+
+def test_words_of_a_version_stand_in_a_sentence_to_draw(publish, bank_row, home):
+    """What `mcpl generate "..." models:/toys@champion` takes, beside words of a version that `--id` narrows."""
+    publish([bank_row(0), bank_row(1, ("bear", "ring"))])
+    words, notes = gather(("bear-2", "ring"), ["models:/toys@champion"], home=home)
+    assert [(w.picture, w.base, w.base_digest) for w in words.values()] == [("p1", "tiny", "b" * 64)] * 2
+    np.testing.assert_array_equal(words["bear-2"].vectors, np.float32(bank_row(1).learned.concepts[0].vectors))
+    assert "<bear> is that of picture p0 in models:/toys@champion" in notes[0]
+    (only,) = gather(("bear",), ["models:/toys@champion"], ids=["p1"], home=home)[0].values()
+    assert only.picture == "p1"
+    with pytest.raises(ConfigError, match="<moon> was learned in none of models:/toys@champion"):
+        gather(("moon",), ["models:/toys@champion"], home=home)
 
 
 def test_a_version_says_what_it_holds_and_no_secrets(publish, bank_row, home):
