@@ -119,6 +119,16 @@ def s3_endpoint():
 
 
 @pytest.fixture(scope="session")
+def migrated(tmp_path_factory) -> Path:
+    """An empty tracking database to copy: making one takes seconds."""
+    from mcpl.tracking.server import connect
+
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
 def ceph():
     """A real S3 server, installed where it is missing; skipped with the reason where it cannot be had."""
     from tests.ceph import Ceph, Unavailable, install

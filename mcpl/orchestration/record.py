@@ -20,7 +20,7 @@ from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
-from mcpl.orchestration.plan import RUN
+from mcpl.orchestration.plan import RUN, parts_present
 from mcpl.orchestration.reporting import single_page
 from mcpl.orchestration.showing import shown_rows
 from mcpl.report import figures
@@ -69,12 +69,14 @@ def learn_dataset(
 
     with run:
         summary = fanout.run(config, runner, on_progress=follow, **how)
-        if run.listens and not summary.stopped and (summary.new or _told(store) != summary.rows):
+        news = run.listens and not summary.stopped and _told(store) != _to_tell(store)
+        if news:
             _tell(run, store, dataset)
-            store.put(TOLD, json.dumps({"rows": summary.rows}).encode())
         if summary.stopped:
             run.ends_as = "KILLED"
     _keep(run, store)
+    if news and run.delivered:  # else the same command tells it again, from the bank: a spool may be lost
+        store.put(TOLD, json.dumps(_to_tell(store)).encode())
     return summary
 
 
@@ -133,10 +135,16 @@ def _keep(run: Run, store: Store) -> None:
         store.put(RECORD, run.record.to_json().encode())
 
 
-def _told(store: Store) -> int | None:
-    """Rows that the run has been told of in full; None where it was stopped, or killed, before the end."""
+def _to_tell(store: Store) -> dict[str, object]:
+    """Which run speaks for the output, and how many shards there are to tell of: their rows never change."""
+    record = _record(store)
+    return {"run": record.run_id if record else None, "shards": len(parts_present(store))}
+
+
+def _told(store: Store) -> dict[str, object] | None:
+    """What `_to_tell` was when all of it had reached the tracker; None where it never had."""
     try:
-        return json.loads(store.get(TOLD))["rows"]
+        return json.loads(store.get(TOLD))
     except FileNotFoundError:
         return None
 

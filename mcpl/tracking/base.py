@@ -82,6 +82,8 @@ class Run:
     """how the `with` block ends where nothing is raised; a stopped job sets KILLED"""
     listens = True
     """False: nothing that is told is kept, so nobody need read a whole bank to tell it"""
+    delivered = True
+    """False: something that was said has not reached the tracker yet"""
 
     def metric_points(self, points: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         """Numbers at many steps, (step, {name: value}) each, told at once."""

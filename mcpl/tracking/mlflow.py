@@ -174,7 +174,7 @@ class MLflowTracker:
             record = RunRecord.from_json(told.read_text())
             spool = Spool(told.parent)
             ours = record and record.tracking_uri == redact(self.uri) and spool.claim()
-            if ours and MLflowRun(self._client, record, spool, opens=self._open).deliver():
+            if ours and MLflowRun(self._client, record, spool, resumed=True, opens=self._open).deliver():
                 log.info("delivered what run %s had to keep while its tracking server was away", record.run_id)
 
 
@@ -197,6 +197,10 @@ class MLflowRun(Run):
         self._resumed = resumed
         self._next_attempt = 0.0
         self._tables: list[dict[str, str]] = []
+
+    @property
+    def delivered(self) -> bool:
+        return not len(self._spool)
 
     def start_later(self, asked: Mapping[str, Any], reason: str) -> None:
         """The server is away: keep the opening of the run for later, before all that it will be told."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 
+from mcpl.data.bank import Bank
+from mcpl.data.dataset import Dataset
+from mcpl.data.storage import Store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import record
 from mcpl.orchestration.showing import sentence_of
@@ -62,6 +67,78 @@ def test_the_run_carries_a_page_of_a_bounded_number_of_pictures(scenario, monkey
     assert (
         "The first 3 of 5 pictures" in page and page.count("data:image/webp") == 3 and "bank, learned with test" in page
     )
+
+
+@pytest.mark.parametrize("spool", ["kept", "lost with its pod"])
+def test_what_the_tracker_missed_at_the_end_is_told_by_the_same_command_once(
+    scenario, bucket, tmp_path, migrated, monkeypatch, spool
+):
+    """The output is an object store, so the spool lies in the driver's working directory."""
+    from mlflow import MlflowClient
+
+    from mcpl.tracking import mlflow as tracking
+
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.0)
+    shutil.copyfile(migrated, tmp_path / "mlflow.db")
+    scenario.pictures(4)
+    config = scenario.config(f"{bucket}/bank").model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    times = []
+
+    def tell(run: base.Run, store: Store, dataset: Dataset) -> None:
+        times.append(1)
+        run.metrics({"rows": len(Bank.open(store.uri))})
+        run.artifact(b"rows", "notes/rows.txt")
+        run.tags({"told": "yes"})
+
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    def learn_in(folder: str) -> int:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        summary = record.learn_dataset(config, runner=stub.NAME, inline=True)
+        gc.collect()  # as where the process ends: its lock on the spool goes
+        return summary.new
+
+    with monkeypatch.context() as away:
+
+        def tell_nobody(*told) -> None:
+            for verb in ("log_batch", "log_artifact", "set_terminated", "search_experiments"):
+                away.setattr(MlflowClient, verb, gone)
+            tell(*told)
+
+        away.setattr(record, "_tell", tell_nobody)
+        assert learn_in("first") == 4
+    assert list((tmp_path / "first" / "mlflow-spool").iterdir())
+
+    monkeypatch.setattr(record, "_tell", tell)
+    again = "first" if spool == "kept" else "second"
+    assert learn_in(again) == 0
+    client = MlflowClient(config.tracking_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("mcpl").experiment_id])
+    assert (run.info.status, run.data.tags["told"]) == ("FINISHED", "yes")
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "rows")] == [4]
+    assert "notes" in {kept.path for kept in client.list_artifacts(run.info.run_id)}
+    assert not list((tmp_path / again).glob("mlflow-spool/*"))
+
+    told = len(times)
+    assert learn_in(again) == 0
+    assert len(times) == told, "nothing to do, and nothing to tell"
+
+
+def test_failures_learned_again_are_told_though_the_pictures_are_as_many(scenario, monkeypatch):
+    tells = []
+    monkeypatch.setattr(record, "_tell", lambda *_: tells.append(1))
+    scenario.pictures(4)
+    scenario.tell(fail=["p0001"])
+    learn(scenario.config())
+    scenario.tell()
+    monkeypatch.setattr(ListeningRun, "delivered", False)
+    learn(scenario.config(retry_failed=True))
+    monkeypatch.setattr(ListeningRun, "delivered", True)
+    learn(scenario.config())
+    learn(scenario.config())
+    assert len(tells) == 3
 
 
 def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):

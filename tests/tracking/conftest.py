@@ -1,4 +1,4 @@
-"""A migrated database to copy (making one takes seconds), fake bank rows, and a real server."""
+"""A fresh tracking database, fake bank rows, and a real server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcpl.tracking.server import connect
 from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
 from tests.ports import free_port
 
@@ -24,13 +23,6 @@ WIDTH = 8
 @pytest.fixture(autouse=True)
 def _no_ambient_server(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-@pytest.fixture(scope="session")
-def migrated(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    connect(f"sqlite:///{path}").search_experiments()
-    return path
 
 
 @pytest.fixture

@@ -185,6 +185,28 @@ def test_a_store_that_stops_answering_spools_in_order(home, monkeypatch, caplog)
     assert not kept.exists()
 
 
+def test_a_spool_that_comes_late_doubles_nothing_that_was_told_again_meanwhile(home, monkeypatch):
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.0)
+    tracker = MLflowTracker(home=home)
+    run = tracker.start(**JOB)
+    with monkeypatch.context() as broken:
+        broken.setattr(tracker._client, "log_batch", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("gone")))
+        broken.setattr(
+            tracker._client, "search_experiments", lambda **_: (_ for _ in ()).throw(ConnectionError("gone"))
+        )
+        run.metric_points([(1, {"loss": 2.0}), (2, {"loss": 1.0})])
+        assert not run.delivered
+    run._spool._lock.close()  # the process ends, and its job goes on elsewhere
+    elsewhere = MLflowTracker(tracker.uri, home=home / "elsewhere").start(**JOB)
+    elsewhere.metrics({"loss": 2.0}, step=1)
+    assert elsewhere.delivered
+
+    MLflowTracker(home=home)
+    history = connect(tracker.uri).get_metric_history(run.record.run_id, "loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 2.0), (2, 1.0)]
+    assert not list((home / "mlflow-spool").iterdir())
+
+
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
