@@ -471,9 +471,14 @@ def _on_ray(
         if not wait_for_nodes:
             check_room(min(workers) if isinstance(workers, tuple) else workers, orders.placement)
         handle = pinned(orders.output)
-        board = RemoteBoard(handle)
-        with tempfile.TemporaryDirectory(prefix="mcpl-train-", ignore_cleanup_errors=True) as scratch:
-            yield board, _Task(lambda: _fit_to_the_end(board, handle, orders, workers, scratch, verbose))
+        board, others = RemoteBoard(handle), reservations()
+        try:
+            with tempfile.TemporaryDirectory(prefix="mcpl-train-", ignore_cleanup_errors=True) as scratch:
+                yield board, _Task(lambda: _fit_to_the_end(board, handle, orders, workers, scratch, verbose))
+        finally:
+            if abandoned := reservations() - others:  # on a cluster that stays, Ray Train would keep them
+                board.stop(drop=True)  # so that it starts no other workers for those that this ends
+                release(abandoned)
 
 
 def _fit_to_the_end(board: Board, handle, orders: Orders, workers, scratch: str, verbose: bool) -> None:

@@ -257,7 +257,8 @@ class Board:
         self.stop(drop=True)
 
     def strike(self, kind: str, message: str, rank: int | None = None) -> bool:
-        """A worker ended early, by "error" or "death". True: that happened too often without a new shard; give up."""
+        """A worker ended early, by "error" or "death". True: give up, it happened too often without a new shard, or
+        nobody waits for the work any more."""
         self._lost_workers += 1
         if rank is not None:
             self._queue.rank_died(rank)
@@ -268,7 +269,7 @@ class Board:
         if self._strikes[kind] >= self._limits[kind]:
             often = f"{self._strikes[kind]} times in a row without finishing a shard"
             self.fail("NoProgress", f"workers failed {often}; the last one: {message}")
-        return self._failure is not None
+        return self._dropping
 
     def snapshot(self) -> Snapshot:
         self._queue.expire(self._clock())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from functools import partial
@@ -10,6 +11,7 @@ from functools import partial
 import pytest
 
 from mcpl.errors import ConfigError
+from mcpl.orchestration.attempts import reservations
 from mcpl.orchestration.fanout import NoProgress
 from tests.orchestration import scenario as scenarios
 from tests.orchestration.scenario import Scenario
@@ -106,6 +108,25 @@ def test_a_worker_that_always_fails_ends_the_run_and_keeps_the_rest(scenario, ra
     with pytest.raises(NoProgress, match=r"3 times in a row.*told to crash at p0005"):
         scenario.run(scenario.config(), inline=False)
     assert parts(scenario) == ["part-00000000.parquet", "part-00000002.parquet"]
+
+
+def test_a_run_that_is_stopped_while_a_worker_is_deaf_leaves_the_cluster_to_others(scenario, ray_cluster):
+    """Its workers hold the whole cluster, and the one that waits never looks up: Ray Train would wait for it."""
+    scenario.pictures(8)
+    scenario.tell(wait=["p0001"])
+
+    def stop() -> None:
+        eventually((scenario.stub_folder / "waiting-p0001").exists, what="a worker at work")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    others, before = reservations(), scenario.pids()
+    assert scenario.run(scenario.config(workers=2), inline=False).stopped
+    assert reservations() == others
+    scenarios.eventually(lambda: not any(map(alive, scenario.pids() - before)), seconds=30, what="its workers to end")
+    scenario.tell()
+    assert scenario.run(scenario.config(workers=2), inline=False).learned == 8
+    assert reservations() == others, "nor does what was abandoned reserve anew"
 
 
 def test_what_can_never_fit_is_said_at_once(scenario, ray_cluster):
