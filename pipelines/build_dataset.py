@@ -89,6 +89,7 @@ def scenes_mc(
     """
     from mcpl.data import sources
     from mcpl.data.pictures import load_picture
+    from mcpl.data.storage import byte_size
     from mcpl.prompts import parse
     from mcpl.report.figures import dataset_sheet
     from mcpl.scenes import benchmark
@@ -112,7 +113,7 @@ def scenes_mc(
         }
         dataset_sheet(shown).save(sheet)
     rows = sum(map(len, sets.values()))
-    typer.echo(f"{rows} rows in {len(sets)} set(s), {split.value} split, {stored / 1e6:.1f} MB: {out}")
+    typer.echo(f"{rows} rows in {len(sets)} set(s), {split.value} split, {byte_size(stored)}: {out}")
 
 
 CONVERTED = {
@@ -152,6 +153,7 @@ for name, (source, about) in CONVERTED.items():
 def _build(source: Dataset, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:
     from mcpl.cli.terminal import bar
     from mcpl.data.sources import build_dataset
+    from mcpl.data.storage import byte_size
 
     with _each(workers) as each, bar("pictures", source.count) as advance:
         report = build_dataset(
@@ -159,7 +161,7 @@ def _build(source: Dataset, out: str, row_group: int, workers: int, check: bool,
         )
     for label, text in report.faults.lines():
         typer.echo(f"{label}: {text}", err=True)
-    size = f"{report.bytes / 1e6:.1f} MB" if report.bytes >= 1e5 else f"{report.bytes / 1e3:.1f} kB"
+    size = byte_size(report.bytes)
     typer.echo(f"{report.rows} rows in {report.files} file(s), {size}, {report.faults.lost} rejected: {report.uri}")
     if strict and report.faults.lost:
         raise typer.Exit(1)

@@ -20,13 +20,14 @@ bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show t
 def bank_info(bank: Annotated[str, typer.Argument(help="Bank folder, file or URI.")]) -> None:
     """Counts, recipes, bases and mean scores of a bank."""
     from mcpl.data.bank import Bank
+    from mcpl.data.storage import byte_size
 
     opened = Bank.open(bank)
     summary, table = opened.summary(), Table(show_header=False, title=escape(bank), title_justify="left")
     counts = ", ".join(f"{count} {status}" for status, count in summary.status.items())
     table.add_row("pictures", f"{summary.rows} ({counts})")
     table.add_row("words", f"{summary.words}: " + _list([f"{w} x{n}" for w, n in opened.words().most_common()]))
-    table.add_row("size", f"{summary.bytes / 1e6:.2f} MB in {summary.parts} parts")
+    table.add_row("size", f"{byte_size(summary.bytes)} in {summary.parts} parts")
     table.add_row("learning time", f"{summary.seconds:.1f} s")
     for label, counted in (("recipe", summary.recipes), ("base", summary.bases), ("reason", summary.reasons)):
         for name, count in counted.items():

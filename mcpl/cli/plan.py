@@ -54,13 +54,15 @@ def plan(
 
 
 def _show(found) -> None:
-    from mcpl.orchestration.progress import duration, size
+    from mcpl.data.storage import byte_size
+    from mcpl.orchestration.progress import duration
 
     measured = found.measured
     console.print(
         f"{found.rows} pictures in {found.dataset}\n"
-        f"{measured.pictures} learned here, {measured.pack} at a time: {measured.seconds_per_picture:.3g} s and "
-        f"{size(measured.bytes_per_picture)} each on {measured.device}, {measured.load_seconds:.1f} s for the base",
+        f"{measured.pictures} learned here, {measured.pack} at a time: {measured.seconds_per_picture:.3g} s "
+        f"and {byte_size(measured.bytes_per_picture)} each on {measured.device}, "
+        f"{measured.load_seconds:.1f} s for the base",
         highlight=False,
     )
     if measured.failed:
@@ -72,7 +74,7 @@ def _show(found) -> None:
         table.add_row(str(each.workers), duration(3600 * each.hours), f"{each.device_hours:.3g}")
     console.print(table)
     console.print(
-        f"storage: {size(found.bank_bytes)} in {found.parts} parts of {found.shard_size} pictures, "
+        f"storage: {byte_size(found.bank_bytes)} in {found.parts} parts of {found.shard_size} pictures, "
         f"about {found.files} files when compacted\n"
         "Workers that share cores or a GPU slow each other down: measure with as many as will share one.",
         highlight=False,

@@ -24,6 +24,7 @@ def report(
     """Write a bank as one static page: a gallery that filters and sorts, and everything about each picture."""
     from rich.progress import Progress
 
+    from mcpl.data.storage import byte_size
     from mcpl.orchestration.reporting import write_report
 
     with Progress(console=console, transient=True) as bar:
@@ -33,7 +34,7 @@ def report(
             on_picture=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     console.print(
-        f"{written.pictures} pictures, {written.words} words, {written.bytes / 1e6:.1f} MB in {written.files} files.\n"
+        f"{written.pictures} pictures, {written.words} words, {byte_size(written.bytes)} in {written.files} files.\n"
         f"Open [bold]{Path(out) / 'index.html' if '://' not in out else out + '/index.html'}[/].",
         highlight=False,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mcpl.data.dataset import Dataset
 from mcpl.data.listing import Rejected
 from mcpl.data.pictures import aligned_mask, load_picture
+from mcpl.data.storage import byte_size
 from mcpl.data.writing import TAKEN, Faults
 from mcpl.errors import ExampleError
 
@@ -35,7 +36,7 @@ class DatasetInfo:
     def __str__(self) -> str:
         return _lines(
             ("dataset", f"{self.uri} ({self.kind})"),
-            ("rows", f"{self.rows} in {self.files} file(s), {self.row_groups} row group(s), {_size(self.bytes)}"),
+            ("rows", f"{self.rows} in {self.files} file(s), {self.row_groups} row group(s), {byte_size(self.bytes)}"),
             ("columns", ", ".join(self.columns)),
             ("digest", self.digest),
             *self.faults.lines(),
@@ -63,10 +64,6 @@ def _plain(report: object) -> Text:
     from rich.text import Text
 
     return Text(str(report))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 @dataclass(frozen=True)
@@ -142,7 +139,7 @@ class ValidationReport:
         return _lines(
             ("dataset", f"{self.uri} ({self.kind})"),
             ("rows", f"{self.rows}: {self.good} can be learned, {self.rows - self.good} cannot"),
-            ("pictures", f"{_size(self.bytes)}, {self.masked} with masks"),
+            ("pictures", f"{byte_size(self.bytes)}, {self.masked} with masks"),
             *((name, f"{spread} {unit}") for name, (spread, unit) in spreads.items() if spread),
             ("to learn", concepts or "nothing"),
             *self.faults.lines(),

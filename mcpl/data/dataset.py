@@ -26,7 +26,7 @@ from mcpl.data.listing import (
 )
 from mcpl.data.multi_concept import list_multi_concept
 from mcpl.data.schema import OPTIONAL, REQUIRED, is_masks, is_words
-from mcpl.data.storage import Entry, Store, locate
+from mcpl.data.storage import Entry, Store, byte_size, locate
 from mcpl.data.tars import is_tar, list_webdataset
 from mcpl.errors import ConfigError
 from mcpl.types import Example
@@ -286,7 +286,7 @@ class ParquetDataset(Dataset):
             size = parquet.metadata.row_group(group).total_byte_size
             if size > ROW_GROUP_BYTES:
                 raise ConfigError(
-                    f"{self._store.join(name)}: row group {group} holds {size / 1e9:.1f} GB and is read as one;"
+                    f"{self._store.join(name)}: row group {group} holds {byte_size(size)} and is read as one;"
                     " write the file again with row groups of about 64 pictures"
                 )
             table = parquet.read_row_group(group, wanted)

@@ -145,6 +145,15 @@ def checked_name(name: str) -> str:
     return name
 
 
+def byte_size(count: float) -> str:
+    """Bytes for people, in the unit that leaves one to three digits: 7.2 kB, 230 MB, 1.4 TB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
 class LocalStore:
     """A directory. A commit is a hard link, which fails where the name is taken; a rename would overwrite."""
 

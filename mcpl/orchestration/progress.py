@@ -79,12 +79,3 @@ def duration(seconds: float) -> str:
             rest = seconds % size // smaller
             return f"{seconds // size} {name}" + (f" {rest} {its_name}" if rest else "")
     return f"{seconds} s"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that leaves one to three digits: 7.2 kB, 230 MB, 1.4 TB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

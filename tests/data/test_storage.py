@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpl.data import storage
-from mcpl.data.storage import Entry, locate, open_store, safe_name
+from mcpl.data.storage import Entry, byte_size, locate, open_store, safe_name
 from mcpl.errors import ConfigError
 from tests.ports import free_port
 
@@ -215,3 +215,8 @@ def test_a_directory_cannot_be_made_below_a_file(tmp_path):
     Path(tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="is a file"):
         open_store(tmp_path / "file" / "run").put("a", b"")
+
+
+def test_sizes_read_well():
+    told = [byte_size(n) for n in (7, 7223, 999_600, 7.2e9, 7.2e14)]
+    assert told == ["7 B", "7.22 kB", "1 MB", "7.2 GB", "720 TB"]

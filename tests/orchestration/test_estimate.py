@@ -14,7 +14,6 @@ from mcpl.data.dataset import Dataset
 from mcpl.data.sources import write_dataset
 from mcpl.errors import ConfigError
 from mcpl.orchestration.estimate import START_SECONDS, Measured, Plan, reckoned, spread
-from mcpl.orchestration.progress import size
 from mcpl.types import Example
 from tests.test_job import png
 
@@ -74,7 +73,3 @@ def test_plan_refuses_what_cannot_be_measured(tmp_path, tiny_base_dir):
     refused = command(uri, "--model", tiny_base_dir, "--steps", 1)
     assert isinstance(refused.exception, ConfigError) and "not one of 3 pictures" in str(refused.exception)
     assert "--workers 0" in str(command(uri, "--workers", "0").exception)
-
-
-def test_sizes_read_well():
-    assert [size(n) for n in (7, 7223, 999_600, 7.2e9, 7.2e14)] == ["7 B", "7.22 kB", "1 MB", "7.2 GB", "720 TB"]
