@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
-from mcpl.data.pictures import BINARY_THRESHOLD, SUFFIXES, aligned_mask, load_picture, mask_png
+from mcpl.data.pictures import BINARY_THRESHOLD, SUFFIXES, aligned_mask, check_bytes, load_picture, mask_png
 from mcpl.data.storage import Entry, Store, checked_name
 from mcpl.errors import ConfigError, ExampleError
 from mcpl.types import Example
@@ -68,11 +68,31 @@ class Listing:
     """where the rows' names are read"""
 
 
-def weigh(row: Listed, sizes: Mapping[str, int]) -> Listed:
-    """The row with its stored size."""
-    names = [row.picture, *([row.text_file] if row.text_file else ())]
-    names += [file.name for files in row.masks.values() for file in files]
-    return replace(row, bytes=sum(sizes[name] for name in names))
+def weighed(rows: Iterable[Listed], sizes: Mapping[str, int], rejected: list[Rejected]) -> tuple[Listed, ...]:
+    """The rows with their stored sizes, before anything of them is read; what is too large to be read is rejected: a
+    mask alone, a picture or a sentence with its row."""
+    kept = []
+    for row in rows:
+        masks = {word: tuple(_readable(files, sizes, rejected)) for word, files in row.masks.items()}
+        names = [row.picture, *([row.text_file] if row.text_file else ())]
+        try:
+            for name in names:
+                check_bytes(sizes[name])
+        except ExampleError as fault:
+            rejected.append(Rejected(row.id, str(fault)))
+            continue
+        names += [file.name for files in masks.values() for file in files]
+        kept.append(replace(row, masks=masks, bytes=sum(sizes[name] for name in names)))
+    return tuple(kept)
+
+
+def _readable(files: Iterable[MaskFile], sizes: Mapping[str, int], rejected: list[Rejected]) -> Iterator[MaskFile]:
+    for file in files:
+        try:
+            check_bytes(sizes[file.name])
+            yield file
+        except ExampleError as fault:
+            rejected.append(Rejected(file.name, f"unusable mask: {fault}", repaired=True))
 
 
 def listing_digest(entries: Iterable[Entry], *texts: bytes) -> str:
@@ -134,8 +154,8 @@ def list_folder(store: Store, name: str | None = None) -> Listing:
         for name in sizes
         if name not in used and is_text(name) and not is_hidden(name) and not is_picture(name)
     ]
-    weighed = tuple(weigh(row, sizes) for row in rows)
-    return Listing(weighed, tuple(rejected), listing_digest(entries, *texts), store)
+    kept = weighed(rows, sizes, rejected)
+    return Listing(kept, tuple(rejected), listing_digest(entries, *texts), store)
 
 
 def _parsed(text: str) -> object:
@@ -187,9 +207,9 @@ def list_picture(store: Store, name: str, text: str | None = None) -> Listing:
     if text is None and not any(entry.name == side for entry in entries):
         rejected = Rejected(name, f"no sentence: give one, or write it into {side}")
         return Listing((), (rejected,), listing_digest(entries), store)
-    row = Listed(name, name, text, None if text is not None else side)
-    row = weigh(row, {entry.name: entry.size for entry in entries})
-    return Listing((row,), (), listing_digest(entries, (text or "").encode()), store)
+    row, rejected = Listed(name, name, text, None if text is not None else side), []
+    kept = weighed([row], {entry.name: entry.size for entry in entries}, rejected)
+    return Listing(kept, tuple(rejected), listing_digest(entries, (text or "").encode()), store)
 
 
 def load(store: Store, row: Listed) -> tuple[Example, list[Rejected]]:

@@ -27,9 +27,9 @@ from mcpl.data.listing import (
     is_picture,
     is_text,
     listing_digest,
-    weigh,
+    weighed,
 )
-from mcpl.data.pictures import BINARY_THRESHOLD, OBJECT_THRESHOLD
+from mcpl.data.pictures import BINARY_THRESHOLD, MAX_BYTES, OBJECT_THRESHOLD
 from mcpl.data.storage import Entry, Store
 from mcpl.errors import ExampleError
 
@@ -60,8 +60,8 @@ def list_multi_concept(store: Store, name: str | None = None) -> Listing:
             rejected.append(Rejected(group.folder, "group inside another group", repaired=True))
         rows += _rows(store, group, rejected)
     sizes = {entry.name: entry.size for entry in entries}
-    weighed = tuple(weigh(row, sizes) for row in rows)
-    return Listing(weighed, tuple(rejected), listing_digest(entries), store)
+    kept = weighed(rows, sizes, rejected)
+    return Listing(kept, tuple(rejected), listing_digest(entries), store)
 
 
 def _groups(store: Store, entries: Sequence[Entry], rejected: list[Rejected]) -> list[_Group]:
@@ -187,7 +187,7 @@ def _doubles(store: Store, group: _Group) -> dict[str, str]:
     return {
         stem: hashlib.sha256(store.get(entry.name)).hexdigest()
         for stem, entry in group.pictures.items()
-        if sizes[entry.size] > 1
+        if sizes[entry.size] > 1 and entry.size <= MAX_BYTES
     }
 
 

@@ -7,6 +7,7 @@
     several frames            refused: a sentence describes one picture, and the first frame is often blank
     empty, truncated, foreign refused
     more than MAX_PIXELS      refused from the header alone (decompression bombs)
+    more than MAX_BYTES       refused from the file's size alone
 
 Refusing is an ExampleError with the reason.
 """
@@ -21,10 +22,14 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
+from mcpl.data.storage import byte_size
 from mcpl.errors import ExampleError
 
 MAX_PIXELS = 64_000_000
 """width * height beyond which a picture is refused; a 61-megapixel camera passes"""
+
+MAX_BYTES = 400_000_000
+"""stored bytes beyond which nothing of a row is even read; MAX_PIXELS of 16-bit colour without compression pass"""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are opened at all. Others start helper programs or hide several pictures."""
@@ -42,9 +47,16 @@ def load_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _load(data, max_pixels, "white")
 
 
+def check_bytes(count: int) -> None:
+    """ExampleError where a file is too large to be read: its size is known before."""
+    if count > MAX_BYTES:
+        raise ExampleError(f"the file is too large: more than {byte_size(MAX_BYTES)}")
+
+
 def _load(data: bytes, max_pixels: int, ground: str) -> Image.Image:
     if not data:
         raise ExampleError("the picture is empty (0 bytes)")
+    check_bytes(len(data))
     with _faults_as("not a picture"):
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = picture.size

@@ -15,7 +15,7 @@ from pathlib import Path
 from mcpl.data.checks import DatasetInfo, ValidationReport, info, validate
 from mcpl.data.dataset import LISTINGS, PARQUET, Dataset, ShardRef
 from mcpl.data.listing import Rejected
-from mcpl.data.pictures import load_picture, mask_png, picture_png
+from mcpl.data.pictures import MAX_BYTES, load_picture, mask_png, picture_png
 from mcpl.data.schema import REQUIRED
 from mcpl.data.storage import locate
 from mcpl.data.writing import MarkReport, WriteReport, build_dataset, checked, mark_dataset, write_dataset
@@ -60,7 +60,8 @@ def picture_and_sentence(path: str | os.PathLike, text: str) -> Example:
     store, name = locate(path)
     if name is None:
         raise ConfigError(f"{path} is a folder; give one picture")
-    example = Example(Path(name).stem, store.get(name), text)
+    with store.reader(name) as file:
+        example = Example(Path(name).stem, file.read(MAX_BYTES + 1), text)  # so much tells that it is too large
     try:
         load_picture(example.image)
     except ExampleError as fault:

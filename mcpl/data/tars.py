@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-from mcpl.data.listing import NOT_TEXT, Listed, Listing, MaskFile, Rejected, is_hidden, is_picture, is_text
+from mcpl.data.listing import NOT_TEXT, Listed, Listing, MaskFile, Rejected, is_hidden, is_picture, is_text, weighed
 from mcpl.data.storage import Entry, Store
 
 HEADER_BYTES = 1 << 20
@@ -94,7 +94,8 @@ def list_webdataset(store: Store, name: str | None = None) -> Listing:
     with ThreadPoolExecutor(8) as pool:
         for tar, (members, faults) in zip(tars, pool.map(partial(_scan, store), tars), strict=True):
             rejected += faults
-            rows += _samples(tar.name, members, rejected)
+            sizes = {member.reference: member.size for member in members}
+            rows += weighed(_samples(tar.name, members, rejected), sizes, rejected)
             about = "\n".join([f"{tar.name}\t{tar.size}", *(member.reference for member in members)])
             digest.update(about.encode("utf-8", "surrogateescape") + b"\0")
     return Listing(tuple(rows), tuple(rejected), digest.hexdigest()[:16], TarStore(store))
@@ -188,10 +189,8 @@ def _samples(tar: str, members: Sequence[Member], rejected: list[Rejected]) -> I
         elif sentence is None:
             rejected.append(Rejected(id, "no sentence: no .txt or .json of its name in the tar"))
         else:
-            used = [parts[ending] for ending in (picture, sentence, *masks)]
             names = {word: (MaskFile(parts[ending].reference),) for ending, word in masks.items()}
-            size = sum(member.size for member in used)
-            yield Listed(id, parts[picture].reference, None, parts[sentence].reference, names, size)
+            yield Listed(id, parts[picture].reference, None, parts[sentence].reference, names)
     for ending, count in unread.most_common():
         rejected.append(Rejected(tar, f"members that are not read: .{ending[:40]} ({count})", repaired=True))
 
