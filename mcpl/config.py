@@ -49,7 +49,9 @@ class Placement(Settings):
     min_workers: int | None = Field(None, ge=1, description="begin with so many and grow; None: always `workers`")
     pack: int | Literal["auto"] = Field(4, description="pictures that share a U-Net batch; 'auto' asks the device")
     shard_size: int = Field(16, ge=1, description="pictures leased and committed together; fixed by the first run")
-    threads: int | None = Field(None, ge=1, description="threads of a worker on a CPU; None lets the program choose")
+    threads: int | None = Field(
+        None, ge=1, description="threads on a CPU; None: a worker's share of CPUs, and what a single command measures"
+    )
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1' ...")
     gpus_per_worker: float = Field(0, ge=0, description="Ray's share; 0 keeps the worker on the CPU")
     cpus_per_worker: float = Field(1, ge=0)
@@ -57,6 +59,11 @@ class Placement(Settings):
     samples: int = Field(0, ge=0, description="pictures drawn of each word for scoring and looking")
     save_memory: bool = Field(False, description="compute activations twice rather than keep them")
     retry_failed: bool = Field(False, description="learn recorded failures again")
+
+    @property
+    def worker_threads(self) -> int:
+        """Threads of a run's worker: never left to the clock, so that a resumed run computes as it began."""
+        return self.threads or max(1, int(self.cpus_per_worker))
 
     @field_validator("pack")
     @classmethod

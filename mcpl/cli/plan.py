@@ -18,7 +18,7 @@ def plan(
     model: Model = None,
     words: Words = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="How many to learn for the measurement.")] = 4,
+    pictures: Annotated[int, typer.Option(min=1, help="How many to learn at least; packs stay whole.")] = 4,
     pack: Annotated[str, typer.Option(help="Pictures that share a U-Net batch; auto: what the device holds.")] = "4",
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures committed together.")] = 16,
     samples: Annotated[int, typer.Option(min=0, help="Pictures drawn from each word to score it.")] = 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ class Measured:
     """A few pictures learned on one device, by a process of its own."""
 
     pictures: int
-    """how many were learned for the measurement"""
+    """how many were learned for the measurement, in whole packs"""
     failed: int
     """of these, how many gave no words: their time counts as it was"""
     pack: int
@@ -83,14 +84,13 @@ class Plan:
 
 
 def estimate(uri: str, recipe: Recipe, placement: Placement, pictures: int, workers: Sequence[int]) -> Plan:
-    """Learn `pictures` spread over the dataset, after one that only warms up, and reckon the rest for each number of
-    workers that could all have something to do.
+    """Learn `pictures` spread over the dataset, more where a pack is larger, after one that only warms up, and reckon
+    the rest for each number of workers that could all have something to do.
 
     Raises ConfigError where not one of them can be learned.
     """
     dataset = Dataset.open(uri)
-    examples = spread(dataset, pictures)
-    measured = measure(examples, recipe, placement)
+    measured = measure(dataset, pictures, recipe, placement)
     if measured.failed == measured.pictures:
         raise ConfigError(
             f"{uri}: not one of {measured.pictures} pictures could be learned: mcpl dataset validate {uri}"
@@ -109,27 +109,24 @@ def estimate(uri: str, recipe: Recipe, placement: Placement, pictures: int, work
     )
 
 
-def spread(dataset: Dataset, pictures: int) -> list[Example]:
-    """So many examples, evenly from first to last."""
-    places = dataset.shards(1)
-    count = min(pictures, len(places))
-    return [dataset.read(places[(2 * number + 1) * len(places) // (2 * count)])[0] for number in range(count)]
-
-
-def measure(examples: Sequence[Example], recipe: Recipe, placement: Placement) -> Measured:
-    """Learn them as a worker would, and look at the clock and at what would be stored."""
+def measure(dataset: Dataset, pictures: int, recipe: Recipe, placement: Placement) -> Measured:
+    """Learn so many, in whole packs, as a worker would, and look at the clock and at what would be stored."""
+    placement = placement.model_copy(update={"threads": placement.worker_threads})
     started = time.monotonic()
     runner = Runner(recipe, placement)
     loaded = time.monotonic()
+    shard = _spread(dataset, placement.shard_size)
+    pack = min(runner.pack_size(shard), len(shard))
+    examples = _spread(dataset, math.ceil(pictures / pack) * pack)
     few = recipe.model_copy(update={"steps": min(2, recipe.steps)})
     Runner(few, placement.model_copy(update={"pack": 1}), runner.model)(examples[:1])
     warm = time.monotonic()
-    rows = runner(examples)
+    rows = [row for at in range(0, len(examples), pack) for row in runner(examples[at : at + pack])]
     done = time.monotonic()
     return Measured(
         pictures=len(rows),
         failed=sum(row.status != "learned" for row in rows),
-        pack=min(len(rows), runner.most or len(rows)),
+        pack=min(len(rows), pack, runner.most or pack),
         seconds_per_picture=(done - warm) / len(rows),
         bytes_per_picture=len(encode(rows)) / len(rows),
         load_seconds=loaded - started,
@@ -137,12 +134,17 @@ def measure(examples: Sequence[Example], recipe: Recipe, placement: Placement) -
     )
 
 
+def _spread(dataset: Dataset, count: int) -> list[Example]:
+    """So many examples, evenly over the dataset."""
+    return [dataset.read(ref)[0] for ref in dataset.spread(count)]
+
+
 def reckoned(rows: int, shards: int, measured: Measured, placement: Placement, workers: int) -> Estimate:
     """Time and cost with so many workers that do not slow each other down. More than there are shards do nothing."""
     busy = min(workers, shards)
     learning = rows * measured.seconds_per_picture / busy
     hours = (START_SECONDS + measured.load_seconds + learning) / 3600
-    share = (placement.gpus_per_worker or 1) if measured.on_gpu else (placement.threads or 1)
+    share = (placement.gpus_per_worker or 1) if measured.on_gpu else placement.worker_threads
     return Estimate(workers, hours, busy * hours * share)
 
 

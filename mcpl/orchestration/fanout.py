@@ -261,7 +261,8 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
 def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
     dataset = Dataset.open(orders.dataset)
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
-    runner = _import(orders.runner)(orders.recipe, orders.placement)
+    threads = {"threads": orders.placement.worker_threads}
+    runner = _import(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
     plans.claim_base(store, orders.recipe.base, runner.base_digest)
     finished: tuple[int, Tally] | tuple[()] = ()
     while not pulse.leaving:
@@ -524,7 +525,7 @@ def _trainer(handle, orders: Orders, workers, scratch: str, verbose: bool) -> Da
 
 def _train_loop(handle, orders: Orders) -> None:
     """What Ray Train starts on each worker."""
-    threads = str(orders.placement.threads or max(1, int(orders.placement.cpus_per_worker)))
+    threads = str(orders.placement.worker_threads)
     os.environ.update(QUIET | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
     if "torch" in sys.modules:  # too late for the variables
         sys.modules["torch"].set_num_threads(int(threads))

@@ -76,7 +76,7 @@ class Runner:
     def __call__(self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None) -> list[BankRow]:
         rows, left = [], list(examples)
         while left:
-            size = self._pack_size(left)
+            size = self.pack_size(left)
             pack, left = left[:size], left[size:]
             for outcome in self.outcomes(pack):
                 rows.append(outcome.row)
@@ -120,7 +120,7 @@ class Runner:
             self.model, id, sentences, torch.stack([to_pixels(picture) for picture in pictures]), self.recipe, masks
         )
 
-    def _pack_size(self, left: Sequence[Example]) -> int:
+    def pack_size(self, left: Sequence[Example]) -> int:
         """How many of the pictures left come next. Asked to choose: as many as fit the device, in equal packs."""
         if self.placement.pack != "auto":
             return self.most

@@ -6,14 +6,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mcpl.cli import app
 from mcpl.config import Placement
-from mcpl.data.dataset import Dataset
 from mcpl.data.sources import write_dataset
 from mcpl.errors import ConfigError
-from mcpl.orchestration.estimate import START_SECONDS, Measured, Plan, reckoned, spread
+from mcpl.orchestration import estimate
+from mcpl.orchestration.estimate import START_SECONDS, Measured, Plan, reckoned
 from mcpl.types import Example
 from tests.test_job import png
 
@@ -44,12 +45,6 @@ def dataset(folder, count: int, text: str = "a red <star> left of a blue <ring>"
     return str(folder)
 
 
-def test_pictures_are_taken_from_everywhere(tmp_path):
-    there = Dataset.open(dataset(tmp_path / "d", 12))
-    assert [example.id for example in spread(there, 3)] == ["p2", "p6", "p10"]
-    assert len(spread(there, 50)) == 12
-
-
 def command(*arguments):
     return CliRunner().invoke(app, ["plan", *map(str, arguments)])
 
@@ -60,12 +55,39 @@ def test_plan_measures_here_and_prints_a_table_or_json(tmp_path, tiny_base_dir):
     done = command(*given, "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["rows"], told["parts"], told["measured"]["pictures"], told["measured"]["failed"]) == (40, 3, 3, 0)
+    assert (told["rows"], told["parts"], told["measured"]["pictures"], told["measured"]["failed"]) == (40, 3, 16, 0)
     assert [each["workers"] for each in told["estimates"]] == [1, 2]  # three parts: nobody needs 64
     assert 0 < told["estimates"][1]["hours"] < told["estimates"][0]["hours"]
     assert told["bank_bytes"] == pytest.approx(40 * told["measured"]["bytes_per_picture"], abs=1)
     table = command(*given)
     assert "core-hours" in table.stdout and "3 parts of 16 pictures" in table.stdout
+
+
+@pytest.mark.parametrize(("threads", "billed"), [((), 1), (("--threads", 3), 3)])
+def test_packs_are_measured_whole_and_with_the_threads_that_are_billed(
+    tmp_path, tiny_base_dir, monkeypatch, threads, billed
+):
+    """Five pictures asked for, four at a time: eight. More threads than a worker has would promise too much."""
+    learned = []
+
+    class Watched(estimate.Runner):
+        def outcomes(self, examples, on_step=None):
+            learned.append((len(examples), torch.get_num_threads()))
+            return super().outcomes(examples, on_step)
+
+    monkeypatch.setattr(estimate, "Runner", Watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # as where nobody said anything
+    try:
+        uri = dataset(tmp_path / "d", 40)
+        options = ("--model", tiny_base_dir, "--steps", 1, "--pictures", 5, "--pack", 4, "--workers", "1", "--json")
+        told = json.loads(command(uri, *options, *threads).stdout.splitlines()[-1])
+    finally:
+        torch.set_num_threads(before)
+    assert learned == [(1, billed), (4, billed), (4, billed)]
+    assert (told["measured"]["pictures"], told["measured"]["pack"]) == (8, 4)
+    (one,) = told["estimates"]
+    assert one["device_hours"] == pytest.approx(billed * one["hours"])
 
 
 def test_plan_refuses_what_cannot_be_measured(tmp_path, tiny_base_dir):

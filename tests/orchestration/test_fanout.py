@@ -308,3 +308,17 @@ def test_the_exit_code_tells_whether_too_many_failed(scenario, capsys, share, co
 def test_failures_cross_the_board_with_their_class(scenario):
     assert set(fanout.FAILURES) == {"ConfigError", "ExampleError", "PackTooLarge", "BankMismatch", "NoProgress"}
     assert fanout.FAILURES["NoProgress"] is NoProgress
+
+
+@pytest.mark.parametrize(("given", "threads"), [({}, 1), ({"cpus_per_worker": 2}, 2), ({"threads": 3}, 3)])
+def test_a_workers_threads_are_never_left_to_the_clock(scenario, monkeypatch, given, threads):
+    """Else a resumed run might compute with another number than it began with, and end with other last digits."""
+    told, make = [], stub.Runner.__init__
+    monkeypatch.setattr(
+        stub.Runner,
+        "__init__",
+        lambda self, recipe, placed: (told.append(placed.threads), make(self, recipe, placed))[1],
+    )
+    scenario.pictures(4)
+    scenario.run(scenario.config(**given))
+    assert told == [threads]
