@@ -305,8 +305,16 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
 
     Reads only the parts that hold a failure or tried one again.
     """
-    places = {shard: entry.name for entry in members(store) for shard in shards_of(entry.name)}
+    places = _places(store)
     read = lru_cache(maxsize=2)(lambda name: outcomes(store, name))  # neighbours often share a compact file
+
+    def rows(number: int) -> list[tuple[str, str]]:
+        try:
+            return read(places[number])[number]
+        except FileNotFoundError:  # joined into a compact file since it was listed
+            places.update(_places(store))
+            return read(places[number])[number]
+
     latest: dict[str, int] = {}
     for generation in plan.generations:
         for number in generation.numbers:
@@ -314,7 +322,7 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
                 for id in generation.shard(number).ids if generation.reason == "retry" else ():
                     latest.pop(id, None)
             elif tallies[number].failed or generation.reason == "retry":
-                for id, status in read(places[number])[number]:
+                for id, status in rows(number):
                     latest.pop(id, None)
                     if status == "failed":
                         latest[id] = number
@@ -322,6 +330,11 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
     for id, number in latest.items():
         found.setdefault(number, []).append(id)
     return found
+
+
+def _places(store: Store) -> dict[int, str]:
+    """Shard -> the file that holds its rows."""
+    return {shard: entry.name for entry in members(store) for shard in shards_of(entry.name)}
 
 
 def _read_json(store: Store, name: str) -> dict | None:

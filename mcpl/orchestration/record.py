@@ -170,5 +170,12 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
     title = f"{Path(store.uri).name}, learned with {learned_with.recipe}"
     run.artifact(single_page(bank, dataset, PAGE_PICTURES, title), "report/index.html")
     run.tags({"base": learned_with.base, "base_digest": learned_with.base_digest})
+    try:
+        _keep_bank(run, store)
+    except FileNotFoundError:  # parts were joined into a compact file since they were listed
+        _keep_bank(run, store)
+
+
+def _keep_bank(run: Run, store: Store) -> None:
     parts = members(store)
     log_bank(run, store.uri, ((e.name, store.get(e.name)) for e in parts), sum(e.size for e in parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -162,15 +163,35 @@ def test_failures_inside_compact_files_are_found_and_learned_again(scenario):
     assert bank.summary().status == {"learned": 16}
 
 
+def test_failures_are_found_though_their_parts_are_joined_after_the_listing(scenario, monkeypatch):
+    scenario.pictures(16)
+    scenario.tell(fail=["p0001", "p0006"])
+    config = scenario.config()
+    scenario.run(config)
+    store = open_store(config.output)
+    made = plan.read_plan(store)
+    listed = plan.members
+
+    def then_joined(store):
+        found = listed(store)
+        monkeypatch.setattr(plan, "members", listed)
+        assert compacted(scenario).deleted == 4
+        return found
+
+    tallies = plan.read_tallies(store, made)
+    monkeypatch.setattr(plan, "members", then_joined)
+    retries = plan.add_retries(store, made, fanout.Dataset.open(config.dataset), tallies).generations[-1]
+    assert [retries.shard(number).ids for number in retries.numbers] == [("p0001",), ("p0006",)]
+
+
 def test_two_compactions_at_once_end_with_one_set_of_files(scenario):
     scenario.pictures(64)
     scenario.run(scenario.config())
     before = scenario.compared()
-    pair = [threading.Thread(target=compacted, args=(scenario,)) for _ in "ab"]
-    for one in pair:
-        one.start()
-    for one in pair:
-        one.join(60)
+    with ThreadPoolExecutor(2) as pool:
+        pair = [pool.submit(compacted, scenario) for _ in "ab"]
+    done = [one.result(60) for one in pair]
+    assert sum(one.files for one in done) >= 8
     compacted(scenario)
     assert len(names(scenario)) == 8 and rows(scenario).equals(before)
 

@@ -11,9 +11,10 @@ import pytest
 
 from mcpl.data.bank import Bank
 from mcpl.data.dataset import Dataset
-from mcpl.data.storage import Store
+from mcpl.data.storage import Store, open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import record
+from mcpl.orchestration.compaction import compact
 from mcpl.orchestration.showing import sentence_of
 from mcpl.tracking import base
 from tests.orchestration import stub
@@ -139,6 +140,24 @@ def test_failures_learned_again_are_told_though_the_pictures_are_as_many(scenari
     learn(scenario.config())
     learn(scenario.config())
     assert len(tells) == 3
+
+
+def test_a_bank_that_is_compacted_while_it_is_told_is_kept_with_the_run(scenario, monkeypatch):
+    kept, listed = {}, record.members
+    monkeypatch.setattr(base.NullRun, "artifact", lambda run, source, name: kept.__setitem__(name, source))
+
+    def then_joined(store: Store):
+        found = listed(store)
+        monkeypatch.setattr(record, "members", listed)
+        compact(store.uri, 1 << 20)
+        return found
+
+    monkeypatch.setattr(record, "members", then_joined)
+    scenario.pictures(8)
+    assert learn(scenario.config()).learned == 8
+    name = "part-compact-00000000-00000001.parquet"
+    assert kept[f"bank/{name}"] == open_store(scenario.config().output).get(name)
+    assert json.loads(kept["bank/bank.json"])["bytes"] == len(kept[f"bank/{name}"])
 
 
 def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):
