@@ -39,6 +39,8 @@ class Faulty:
         """requests that matched"""
         self.done: Counter[str] = Counter()
         """faults injected, by kind"""
+        self.headers: dict[str, str] = {}
+        """of the latest request"""
         self.away = False
         """refuse everything, as a server that is down"""
         self._lock = threading.Lock()
@@ -71,6 +73,7 @@ def _handler(faulty: Faulty, target: str) -> type[BaseHTTPRequestHandler]:
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            faulty.headers = dict(self.headers)
             fault = faulty.next(self.command, self.path)
             if fault == "drop":
                 return self.drop()

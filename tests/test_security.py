@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
 import os
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from mcpl.data.storage import open_store
 from mcpl.errors import ExampleError
 from mcpl.orchestration import fanout
 from pipelines import train_all
+from tests.faulty import Faulty
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario
+from tests.tracking.conftest import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "mcpl").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
@@ -85,23 +89,62 @@ def test_the_endpoint_comes_from_the_environment_alone(monkeypatch):
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIASECRETSECRET",
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIsecret",
-    "RAY_AUTH_TOKEN": "f00dfacesecret" * 4,
-    "MLFLOW_TRACKING_PASSWORD": "correct-horse-secret",
+    "AWS_SESSION_TOKEN": "FwoGZXIvYXdzEsecret",
 }
+PASSWORD = "correct-horse-secret"
+BASIC = base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
 
 
-def test_no_secret_of_the_environment_is_written_or_said(tmp_path, monkeypatch, capfd):
-    for name, value in SECRETS.items():
+@pytest.fixture(params=["away", pytest.param("there", marks=[pytest.mark.integration, pytest.mark.slow])])
+def tracking(request, tmp_path) -> Iterator[Faulty]:
+    """A proxy before a tracking server, or before nothing; the server's database and log lie below `tmp_path`."""
+    server = None
+    if request.param == "there":
+        server = Server(tmp_path / "server", request.getfixturevalue("migrated")).start()
+    proxy = Faulty(server.uri if server else "127.0.0.1:9")
+    proxy.away = server is None
+    yield proxy
+    proxy.close()
+    if server:
+        server.kill()
+
+
+def test_secrets_are_used_and_neither_written_nor_said(
+    tracking, bucket, s3_endpoint, tmp_path, monkeypatch, capfd, caplog
+):
+    """Data in a bucket that asks for keys, a tracker that asks for a password, and a look at all that is left."""
+    caplog.set_level("DEBUG", logger="mcpl")
+    monkeypatch.setattr("mcpl.tracking.mlflow.PATIENCE_SECONDS", 0.0)
+    storage = Faulty(s3_endpoint)
+    for name, value in (SECRETS | {"AWS_ENDPOINT_URL_S3": storage.url}).items():
         monkeypatch.setenv(name, value)
     scenario = Scenario(tmp_path)
-    scenario.pictures(8)
+    (dataset,) = scenario.pictures(8).iterdir()
+    open_store(f"{bucket}/dataset").put(dataset.name, dataset.read_bytes())
     scenario.tell(fail=["p0003"])
-    assert train_all.train_all(scenario.config(), inline=True, tracker="none", runner=stub.NAME) == 3
-    said = "".join(capfd.readouterr())
-    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert "7 learned" in said or "8 of 8" in said, said
-    for value in SECRETS.values():
-        assert value not in said and value.encode() not in written
+    places = {
+        "dataset": f"{bucket}/dataset",
+        "tracking_uri": tracking.url.replace("://", f"://ann:{PASSWORD}@"),
+    }
+    config = scenario.config(f"{bucket}/bank").model_copy(update=places)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert train_all.train_all(config, inline=True, runner=stub.NAME) == 3  # too many failed
+
+    assert SECRETS["AWS_ACCESS_KEY_ID"] in storage.headers["Authorization"]
+    assert SECRETS["AWS_SESSION_TOKEN"] == storage.headers["X-Amz-Security-Token"]
+    assert tracking.headers["Authorization"] == f"Basic {BASIC}"
+    store = open_store(bucket)
+    said = "".join(capfd.readouterr()) + caplog.text
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    written |= {entry.name: store.get(entry.name) for entry in store.list()}
+    assert "8" in said and len(store.list("bank/part-")) == 2
+    told = [data for data in written.values() if f"***@{tracking.url.removeprefix('http://')}".encode() in data]
+    assert told, "the record of the run says where it is, without the password"
+    for secret in (*SECRETS.values(), PASSWORD, BASIC):
+        assert secret not in said
+        assert not [place for place, data in written.items() if secret.encode() in data]
+    storage.close()
 
 
 def test_a_worker_is_sent_no_secret():

@@ -37,6 +37,7 @@ def load_mlflow() -> ModuleType:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the server's URL, password and all
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the spool is the longer patience
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     }.items():
