@@ -47,7 +47,7 @@ RUNNER = f"{__name__ if __name__ != '__main__' else 'benchmarks.control_plane'}:
 SENTENCE = "a brown <bear> on a rolling <board>"
 FILE_ROWS = 64 * ROW_GROUP
 PICTURE_BYTES = 4096
-"""of a picture; 20 kB is more usual, and would make a million of them 20 GB: only the reading of the dataset depends on it"""
+"""of a picture; 20 kB is more usual, and 20 GB for a million: only reading the dataset depends on it"""
 STEPS, LOOK_EVERY = 200, 25
 DIFFERENT = 1024
 """pictures after which the numbers repeat: more than a part holds, or its compression would be flattered"""
@@ -85,7 +85,14 @@ class Idle:
             text=example.text,
             status="learned",
             provenance=Provenance(
-                "idle", self._fingerprint, "idle", self.base_digest, 0, "none", hashlib.sha256(example.image).hexdigest(), "0" * 64
+                "idle",
+                self._fingerprint,
+                "idle",
+                self.base_digest,
+                0,
+                "none",
+                hashlib.sha256(example.image).hexdigest(),
+                "0" * 64,
             ),
             learned=LearnedConcepts(
                 job_id=example.id,
@@ -284,7 +291,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shard-size", type=int, default=64)
-    parser.add_argument("--folder", type=Path, help="where dataset and bank go, 9 GB for a million; else temporary")
+    parser.add_argument("--folder", type=Path, help="where dataset and bank go, 13 GB for a million; else temporary")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="mcpl-control-plane-") as folder:
         found = measure(options.rows, options.workers, options.shard_size, Path(folder))
