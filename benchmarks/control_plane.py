@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
+import io
 import json
 import os
 import subprocess
@@ -29,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 from mcpl.config import Placement, Recipe, RunConfig
 from mcpl.data.schema import DATASET, ROW_GROUP
@@ -43,7 +46,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNNER = f"{__name__ if __name__ != '__main__' else 'benchmarks.control_plane'}:Idle"
 SENTENCE = "a brown <bear> on a rolling <board>"
 FILE_ROWS = 64 * ROW_GROUP
-PICTURE_BYTES = 1024
+PICTURE_BYTES = 4096
+"""of a picture; 20 kB is more usual, and 20 GB for a million: only reading the dataset depends on it"""
 STEPS, LOOK_EVERY = 200, 25
 DIFFERENT = 1024
 """pictures after which the numbers repeat: more than a part holds, or its compression would be flattered"""
@@ -81,7 +85,14 @@ class Idle:
             text=example.text,
             status="learned",
             provenance=Provenance(
-                "idle", self._fingerprint, "idle", self.base_digest, 0, "none", example.image.hex()[:64], "0" * 64
+                "idle",
+                self._fingerprint,
+                "idle",
+                self.base_digest,
+                0,
+                "none",
+                hashlib.sha256(example.image).hexdigest(),
+                "0" * 64,
             ),
             learned=LearnedConcepts(
                 job_id=example.id,
@@ -102,16 +113,17 @@ class Idle:
         return LearnedConcept(Concept(slug), self._vectors[at], self._maps[at, 0], self._maps[at, 1])
 
 
-def write_dataset(folder: Path, rows: int) -> None:
-    """So many rows with random bytes for pictures: nobody decodes them."""
+def write_dataset(folder: Path, rows: int, picture_bytes: int = PICTURE_BYTES) -> None:
+    """So many rows; each picture is a small JPEG, so that a page can show it, with bytes of its own after its end."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
+    jpeg = np.frombuffer(_jpeg(draw), np.uint8)
     for start in range(0, rows, FILE_ROWS):
         count = min(FILE_ROWS, rows - start)
-        ends = np.arange(count + 1, dtype=np.int32) * PICTURE_BYTES
-        pictures = pa.Array.from_buffers(
-            pa.binary(), count, [None, pa.py_buffer(ends), pa.py_buffer(draw.bytes(count * PICTURE_BYTES))]
-        )
+        content = draw.integers(0, 256, (count, max(picture_bytes, len(jpeg) + 16)), np.uint8)
+        content[:, : len(jpeg)] = jpeg
+        ends = np.arange(count + 1, dtype=np.int32) * content.shape[1]
+        pictures = pa.Array.from_buffers(pa.binary(), count, [None, pa.py_buffer(ends), pa.py_buffer(content)])
         ids = [f"picture-{number:08d}" for number in range(start, start + count)]
         columns = {
             "image": pa.StructArray.from_arrays([pictures, pa.array([f"{id}.png" for id in ids])], ["bytes", "path"]),
@@ -123,6 +135,13 @@ def write_dataset(folder: Path, rows: int) -> None:
         }
         table = pa.table(columns).cast(DATASET)
         pq.write_table(table, folder / f"part-{start // FILE_ROWS:05d}.parquet", row_group_size=ROW_GROUP)
+
+
+def _jpeg(draw: np.random.Generator) -> bytes:
+    """16x16 pixels of noise."""
+    buffer = io.BytesIO()
+    Image.fromarray(draw.integers(0, 256, (16, 16, 3), np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -272,7 +291,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shard-size", type=int, default=64)
-    parser.add_argument("--folder", type=Path, help="where dataset and bank go, 9 GB for a million; else temporary")
+    parser.add_argument("--folder", type=Path, help="where dataset and bank go, 13 GB for a million; else temporary")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="mcpl-control-plane-") as folder:
         found = measure(options.rows, options.workers, options.shard_size, Path(folder))

@@ -17,7 +17,7 @@ def test_the_idle_learner_makes_rows_as_large_as_real_ones(tmp_path):
     dataset = Dataset.open(tmp_path / "dataset")
     dataset.check_ids()
     examples = list(dataset.examples())
-    assert len(examples) == 100 and len(examples[0].image) == 1024
+    assert len(examples) == 100 and len(examples[0].image) == 4096
     rows = Idle(Recipe(), Placement())(examples)
     data = encode(rows)
     assert len(data) / 100 > 2 * 768 * 4 * 0.9 + 4 * 256

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mcpl.tracking.base import Run
 from mcpl.tracking.redaction import redact
@@ -24,42 +25,65 @@ class Summary:
     """Pictures' numbers, added one by one in bounded memory: mean and quartiles of each at each step."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._random = random.Random(seed)
-        self._values: dict[tuple[str, int], list[float]] = defaultdict(list)  # at most QUARTILE_SAMPLE of each
-        self._totals: dict[tuple[str, int], list[float]] = defaultdict(lambda: [0.0, 0])
+        self._random = np.random.default_rng(seed)
+        self._lines: dict[tuple[str, int], int] = {}  # (name, step) -> its line in the arrays
+        self._known: dict[tuple, np.ndarray] = {}  # what a picture has numbers of -> their lines
+        self._totals, self._counts = np.zeros(0), np.zeros(0, np.int64)
+        self._sample = np.zeros((0, QUARTILE_SAMPLE))  # of each line's values
         self.statuses: dict[str, int] = defaultdict(int)
 
     def add(self, row: BankRow) -> None:
         self.statuses[row.status] += 1
         if row.learned is None:
             return
-        for point in row.learned.curve:
-            for name in CURVE_NUMBERS:
-                self._add(name, point.step, getattr(point, name))
-        for term, values in row.learned.losses.items():
-            for step, value in zip(logged_steps(row.learned, len(values)), values, strict=True):
-                self._add(f"loss/{term}", step, value)
-        for name, value in row.metrics.items():
-            self._add(f"fidelity/{name}", 0, value)
+        curve, losses = row.learned.curve, row.learned.losses
+        values = [getattr(point, name) for point in curve for name in CURVE_NUMBERS]
+        for term in losses:
+            values += losses[term]
+        values += row.metrics.values()
+        shape = (row.learned.steps, tuple(point.step for point in curve))
+        shape += (tuple((term, len(losses[term])) for term in losses), tuple(row.metrics))
+        if shape not in self._known:
+            self._known[shape] = self._lines_of(row)
+        self._add(self._known[shape], np.array(values, np.float64))
 
-    def _add(self, name: str, step: int, value: float) -> None:
-        if value != value:  # NaN: nothing could be measured
-            return
-        total = self._totals[name, step]
-        total[0], total[1] = total[0] + value, total[1] + 1
-        sample = self._values[name, step]
-        if len(sample) < QUARTILE_SAMPLE:
-            sample.append(value)
-        elif (place := self._random.randrange(total[1])) < QUARTILE_SAMPLE:  # reservoir sampling
-            sample[place] = value
+    def _lines_of(self, row: BankRow) -> np.ndarray:
+        """[n] where a picture's numbers are counted; new ones get lines of their own."""
+        keys = [(name, point.step) for point in row.learned.curve for name in CURVE_NUMBERS]
+        for term, values in row.learned.losses.items():
+            keys += [(f"loss/{term}", step) for step in logged_steps(row.learned, len(values))]
+        keys += [(f"fidelity/{name}", 0) for name in row.metrics]
+        lines = np.array([self._lines.setdefault(key, len(self._lines)) for key in keys], np.int64)
+        more = len(self._lines) - len(self._totals)
+        self._totals, self._counts = np.pad(self._totals, (0, more)), np.pad(self._counts, (0, more))
+        self._sample = np.pad(self._sample, ((0, more), (0, 0)))
+        return lines
+
+    def _add(self, lines: np.ndarray, values: np.ndarray) -> None:
+        """[n] values, each to its line; NaN is left out: nothing could be measured."""
+        measured = ~np.isnan(values)
+        lines, values = lines[measured], values[measured]
+        self._totals[lines] += values
+        self._counts[lines] += 1
+        counts = self._counts[lines]
+        drawn = (self._random.random(len(lines)) * counts).astype(np.int64)  # reservoir sampling
+        places = np.where(counts <= QUARTILE_SAMPLE, counts - 1, drawn)
+        kept = places < QUARTILE_SAMPLE
+        self._sample[lines[kept], places[kept]] = values[kept]
+
+    def _numbers(self) -> Iterator[tuple[str, int, float, int, np.ndarray]]:
+        """(name, step, total, n, sample of the values) of all that could be measured, by name."""
+        for (name, step), line in sorted(self._lines.items()):
+            if n := int(self._counts[line]):
+                yield name, step, float(self._totals[line]), n, self._sample[line, :n]
 
     def curves(self) -> list[tuple[int, dict[str, float]]]:
         """(step, numbers) in order of steps; a number is named "fixed_noise_loss/mean", "loss/denoising/q25" ..."""
         points: dict[int, dict[str, float]] = defaultdict(dict)
-        for (name, step), (total, n) in self._totals.items():
+        for name, step, total, n, sample in self._numbers():
             if name.startswith("fidelity/"):
                 continue
-            low, middle, high = quartiles(self._values[name, step])
+            low, middle, high = quartiles(sample)
             points[step] |= {
                 f"{name}/mean": total / n,
                 f"{name}/q25": low,
@@ -71,16 +95,16 @@ class Summary:
     def bands(self) -> dict[str, list[tuple[int, float, float, float]]]:
         """The same for drawing: number -> (step, lower quartile, median, upper quartile) in order of steps."""
         bands: dict[str, list[tuple[int, float, float, float]]] = defaultdict(list)
-        for (name, step), values in sorted(self._values.items()):
+        for name, step, _, _, sample in self._numbers():
             if not name.startswith("fidelity/"):
-                bands[name].append((step, *quartiles(values)))
+                bands[name].append((step, *quartiles(sample)))
         return dict(bands)
 
     def scores(self) -> dict[str, dict[str, float]]:
         """Fidelity metric -> {"mean", "n"} over the pictures where it could be measured."""
         return {
             name.removeprefix("fidelity/"): {"mean": total / n, "n": n}
-            for (name, _), (total, n) in sorted(self._totals.items())
+            for name, _, total, n, _ in self._numbers()
             if name.startswith("fidelity/")
         }
 
@@ -92,15 +116,8 @@ def logged_steps(learned: LearnedConcepts, count: int) -> list[int]:
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile, linear between neighbours."""
-    ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        below = int(place)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-    return at(0.25), at(0.5), at(0.75)
+    low, middle, high = np.percentile(values, [25, 50, 75]).tolist()
+    return low, middle, high
 
 
 def log_summary(run: Run, summary: Summary) -> None:
