@@ -1,12 +1,15 @@
 """How much the fan-out itself can carry: a whole run with a learner that does nothing.
 
-    python -m benchmarks.control_plane --rows 1000000 [--workers 2] [--shard-size 64] [--folder DIRECTORY]
+    python -m benchmarks.control_plane --rows 1000000 [--workers 2] [--shard-size 64] [--tracker none]
+        [--folder DIRECTORY] [--write docs/results/control-plane.json]
 
 Everything is real but the learning: a dataset in Parquet, Ray Train's workers, the queue actor, leases and beats, and
 every part encoded and committed to disk with fsync and a hard link. A row is as large as one of Stable Diffusion 1.x:
-two words of 768 float32, two 16x16 maps each, a curve, 200 losses of two terms. Then the output is listed, and the
-same run is started again as a user would. Memory is resident memory (shared pages counted in each process) of what is
-ours: driver, queue, workers; Ray's own processes stand beside it. The last line is JSON.
+two words of 768 float32, two 16x16 maps each, a curve, 200 losses of two terms. The end of the run is told to MLflow
+(SQLite), with curves over all rows, tables, a page and the bank's digest, and timed apart. Then the output is listed,
+the same run is started again as a user would, the parts are joined into large files, and it is started once more.
+Memory is resident memory (shared pages counted in each process) of what is ours: driver, queue, workers; Ray's own
+processes stand beside it. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ import argparse
 import contextlib
 import hashlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -36,7 +38,8 @@ from PIL import Image
 from mcpl.config import Placement, Recipe, RunConfig
 from mcpl.data.schema import DATASET, ROW_GROUP
 from mcpl.data.storage import open_store
-from mcpl.orchestration import fanout, plan
+from mcpl.orchestration import plan, record
+from mcpl.orchestration.compaction import compact
 from mcpl.orchestration.fanout import Progress
 from mcpl.orchestration.plan import Tally
 from mcpl.orchestration.queue import Lease, ShardQueue
@@ -211,11 +214,11 @@ def memory_by_role() -> dict[str, float]:
     return dict(found)
 
 
-def resume(config: RunConfig) -> float:
+def resume(config: RunConfig, tracker: str) -> float:
     """Seconds of the same command given again, imports included; it must find nothing to do."""
     recipe = Path(config.output).with_name("idle.yaml")
     recipe.write_text(f"base: {config.recipe.base}\n")
-    command = [sys.executable, str(ROOT / "pipelines" / "train_all.py"), "--tracker", "none", "--runner", RUNNER]
+    command = [sys.executable, str(ROOT / "pipelines" / "train_all.py"), "--tracker", tracker, "--runner", RUNNER]
     command += ["--dataset", config.dataset, "--output", config.output, "--recipe", str(recipe)]
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -242,7 +245,7 @@ def queue_speed(workers: int, shards: int = 20_000) -> float:
     return done / (time.monotonic() - started)
 
 
-def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
+def measure(rows: int, workers: int, shard_size: int, tracker: str, folder: Path) -> dict:
     started = time.monotonic()
     write_dataset(folder / "dataset", rows)
     print(f"dataset of {rows} rows: {time.monotonic() - started:.0f} s", flush=True)
@@ -256,9 +259,12 @@ def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
     )
     watch = Watch()
     with watch.watching():
-        summary = fanout.run(config, RUNNER, on_progress=watch.follow)
+        started = time.monotonic()
+        summary = record.learn_dataset(config, tracker=tracker, runner=RUNNER, on_progress=watch.follow)
+        closing = time.monotonic() - started - summary.seconds
     assert summary.learned == rows, summary
     first, tenth, last = watch.around(1), watch.around(rows // 10), watch.around(rows)
+    closed = [look for look in watch.looks if look.seconds > last.seconds]
     for look in watch.looks[:: max(1, len(watch.looks) // 20)]:
         memory = ", ".join(f"{role} {size:.0f}" for role, size in sorted(look.megabytes.items()))
         print(f"{look.seconds:6.0f} s {look.done:8d} rows   MB: {memory}", flush=True)
@@ -266,6 +272,10 @@ def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
     started = time.monotonic()
     parts = len(plan.parts_present(store))
     listing = time.monotonic() - started
+    again, size = resume(config, tracker), sum(entry.size for entry in store.list("part-"))
+    started = time.monotonic()
+    compacted = compact(config.output)
+    compaction = time.monotonic() - started
     return {
         "rows": rows,
         "workers": workers,
@@ -274,6 +284,9 @@ def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
         "pictures_per_s": round((last.done - first.done) / max(1e-9, last.seconds - first.seconds), 1),
         "start_up_s": round(first.seconds, 1),
         "whole_s": round(summary.seconds, 1),
+        "tracker": tracker,
+        "closing_s": round(closing, 1),
+        "closing_driver_mb": round(max((look.megabytes["driver"] for look in closed), default=0)),
         "peak_memory_mb": round(max(look.ours for look in watch.looks)),
         "memory_at_10_percent_mb": round(tenth.ours),
         "memory_at_end_mb": round(last.ours),
@@ -281,8 +294,12 @@ def measure(rows: int, workers: int, shard_size: int, folder: Path) -> dict:
         "memory_mb": {role: [round(tenth.megabytes[role]), round(last.megabytes[role])] for role in last.megabytes},
         "listing_s": round(listing, 2),
         "queue_shards_per_s": {str(count): round(queue_speed(count)) for count in (1, 8, 64, 512)},
-        "resume_s": round(resume(config), 1),
-        "bank_bytes_per_row": round(sum(entry.size for entry in store.list("part-")) / rows),
+        "resume_s": round(again, 1),
+        "bank_bytes_per_row": round(size / rows),
+        "compaction_s": round(compaction, 1),
+        "compact_files": compacted.files,
+        "parts_left": compacted.left,
+        "compacted_resume_s": round(resume(config, tracker), 1),
     }
 
 
@@ -291,13 +308,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--tracker", choices=("mlflow", "none"), default="mlflow")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the figures here, as JSON")
     parser.add_argument("--folder", type=Path, help="where dataset and bank go, 13 GB for a million; else temporary")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="mcpl-control-plane-") as folder:
-        found = measure(options.rows, options.workers, options.shard_size, Path(folder))
-    from benchmarks.provenance import machine  # not above: workers import this module, and need none of that
+        found = measure(options.rows, options.workers, options.shard_size, options.tracker, Path(folder))
+    from benchmarks.provenance import say  # not above: workers import this module, and need none of that
 
-    print(json.dumps(found | machine("benchmarks.control_plane")))
+    say(found, "benchmarks.control_plane", options.write)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
 """What the fan-out costs: two workers on Ray against two processes that know nothing of each other, at equal work.
 
-    python -m benchmarks.fanout_efficiency [--pictures 48] [--steps 20] [--pack 4] [--workers 2] [--rounds 2]
+    python -m benchmarks.fanout_efficiency [--pictures 48] [--steps 20] [--pack 4] [--workers 2] [--rounds 3]
+        [--write docs/results/fanout-efficiency.json]
 
 The same rendered scenes, base, recipe and packs both times, in turns. The independent processes read their share, learn
 it and write its parts, without queue, leases, beats, acknowledgements or fsync. In steady state: the pictures of each
 process after its first pack, over the time from that pack's end to its last one's. Start-up, until the last process has
-loaded the base, stands beside it. The last line is JSON; efficiency is Ray's pictures per second over the others'.
+loaded the base, stands beside it. The last line is JSON; efficiency is Ray's pictures per second over the others',
+medians of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -110,7 +111,7 @@ def measure(pictures: int, steps: int, pack: int, workers: int, rounds: int, fol
             given = config.model_copy(update={"output": str(folder / f"bank-{how}-{turn}")})
             found[how].append(measured(given, notes))
             print(how, " ".join(f"{name}={value:.3g}" for name, value in found[how][-1].items()), flush=True)
-    middle = {how: statistics.mean(each["pictures_per_s"] for each in turns) for how, turns in found.items()}
+    middle = {how: statistics.median(each["pictures_per_s"] for each in turns) for how, turns in found.items()}
     return {
         "efficiency": round(middle["ray"] / middle["independent"], 4),
         "pictures_per_s": {how: round(value, 4) for how, value in middle.items()},
@@ -129,17 +130,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--pack", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="keep the figures here, as JSON")
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         alone(RunConfig.model_validate_json(options.alone[0]), int(options.alone[1]))
         return
-    from benchmarks.provenance import machine
+    from benchmarks.provenance import say
 
     with tempfile.TemporaryDirectory(prefix="mcpl-efficiency-") as folder:
         found = measure(options.pictures, options.steps, options.pack, options.workers, options.rounds, Path(folder))
-    print(json.dumps(found | machine("benchmarks.fanout_efficiency")))
+    say(found, "benchmarks.fanout_efficiency", options.write)
 
 
 if __name__ == "__main__":

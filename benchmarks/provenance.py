@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ def machine(module: str) -> dict[str, Any]:
             "torch": torch.__version__,
         },
     }
+
+
+def say(found: Mapping[str, Any], module: str, file: Path | None = None) -> None:
+    """The last line of a benchmark that looks at no base: what it found and where that comes from; kept in `file`."""
+    found = {**found, **machine(module)}
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 def _cpu() -> str:

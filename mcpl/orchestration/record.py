@@ -159,7 +159,7 @@ def _record(store: Store) -> RunRecord | None:
 def _tell(run: Run, store: Store, dataset: Dataset) -> None:
     """Curves, scores, a table of pictures, some sheets, a page to look at, and the bank itself."""
     bank, summary = Bank.open(store.uri), Summary()
-    for row in bank.rows():
+    for row in bank.rows(concepts=False):
         summary.add(row)
     log_summary(run, summary)
     run.figure(figures.curves(summary.bands()), "curves")

@@ -148,6 +148,9 @@ def test_a_bank_finds_pictures_and_words(root):
     assert bank.ids() == ["a", "b", "c/../d"] and len(bank) == 3
     assert same(bank.row("a"), parts[0][0]) and bank.row("b").reason == "not a picture"
     assert [row.id for row in bank.rows()] == bank.ids()
+    for row, narrow in zip(bank.rows(), bank.rows(concepts=False), strict=True):  # all but the words
+        learned = row.learned and dataclasses.replace(row.learned, concepts=())
+        assert narrow == dataclasses.replace(row, learned=learned)
     assert [(hit.id, hit.slug) for hit in bank.search("<Bear>")] == [("a", "bear"), ("c/../d", "bear")]
     assert len(bank.search("b*")) == 3 and bank.search("lion") == []
     assert bank.search("board")[0].vectors.shape == (2, 6)
