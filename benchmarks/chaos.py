@@ -1,13 +1,15 @@
 """One seeded run of faults, after which every row must be there once and be what an undisturbed run learns.
 
-    python -m benchmarks.chaos [--faults 200] [--seed 1] [--store auto|ceph|moto]
+    python -m benchmarks.chaos [--faults 200] [--seed 1] [--store auto|ceph|moto] [--write docs/results/chaos.json]
 
 Of 200 faults, 60 are kill -9 of a worker, Ray Train's controller, the queue actor, the driver or the head (each kind at
 least 8) on a Ray cluster that learns into an object store; 20 are zombies that commit after their parts were compacted;
-90 are faults of that store, most of them while processes are killed; 30 are absences of a tracking server at the start,
-in the middle and at the end of a job, and requests that it loses. The learner is the tests' stub: what is tried is
-everything around it. The store is Ceph where it can be had, else moto_server; nothing is reached but this machine.
-The last line is one JSON object: lost, doubled and changed rows, undelivered tracking runs, faults by kind.
+90 are faults of that store (of its PUT, GET, LIST and HEAD requests), most of them while processes are killed; 30 are
+absences of a tracking server at the start, in the middle and at the end of a job, and requests that it loses. Parts are
+joined between the commands and beside workers that learn. The learner is the tests' stub: what is tried is everything
+around it. The store is Ceph where it can be had, else moto_server; nothing is reached but this machine.
+The last line is one JSON object: lost, doubled and changed rows, undelivered tracking runs, own_failures (commands that
+failed though neither they nor their head were killed; running them again must do), faults by kind.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import boto3
 import pyarrow as pa
@@ -50,11 +55,20 @@ from tests.orchestration.scenario import Scenario, eventually
 from tests.ports import free_port
 from tests.processes import below, kill, playing
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {
     "kill": {"worker": 28, "controller": 8, "queue": 8, "driver": 8, "head": 8},
     "zombie": {"after compaction": 20},
-    "storage": {"drop": 20, "lose": 20, "503": 20, "500": 15, "slow": 15},
+    "storage": {
+        **{"PUT drop": 12, "PUT lose": 12, "PUT 503": 12, "PUT 500": 9, "PUT slow": 9},
+        **{"GET drop": 4, "GET cut": 4, "GET 503": 4, "GET slow": 4},
+        **{"LIST drop": 3, "LIST cut": 3, "LIST 503": 3, "LIST slow": 3},
+        **{"HEAD drop": 3, "HEAD 503": 3, "HEAD slow": 2},
+    },
     "tracking": {"away at start": 6, "away in the middle": 6, "away at end": 6, "drop": 6, "lose": 6},
 }
 """group -> kind -> its share of 200 faults"""
@@ -64,6 +78,10 @@ PACE = 0.25
 """seconds a picture takes while processes are killed"""
 PER_BANK = 10
 """zombies that share a bank"""
+JOIN_EVERY = 3
+"""kills after which parts are joined once more beside the workers"""
+PER_FILE = 4
+"""shards to a compact file"""
 
 
 def shares(faults: int) -> dict[str, Counter[str]]:
@@ -72,8 +90,44 @@ def shares(faults: int) -> dict[str, Counter[str]]:
         group: Counter({kind: max(1, round(share * faults / 200)) for kind, share in kinds.items()})
         for group, kinds in SHARES.items()
     }
-    found["storage"]["drop"] += max(0, faults - sum(kinds.total() for kinds in found.values()))
+    found["storage"]["PUT drop"] += max(0, faults - sum(kinds.total() for kinds in found.values()))
     return found
+
+
+class FaultyStore(Faulty):
+    """An object store with one plan of faults for each operation; `done` counts them as in "LIST cut"."""
+
+    def __init__(self, target: str, plans: dict[str, list[str]]):
+        super().__init__(target)
+        self.plans = {operation: deque(plan) for operation, plan in plans.items()}
+
+    def left(self) -> int:
+        """Faults still to come."""
+        return sum(fault != "forward" for plan in self.plans.values() for fault in plan)
+
+    def next(self, method: str, path: str) -> str:
+        operation = operation_of(method, path)
+        with self._lock:
+            plan = self.plans.get(operation)
+            fault = plan.popleft() if plan else "forward"
+            if fault != "forward":
+                self.done[f"{operation} {fault}"] += 1
+            return fault
+
+
+def operation_of(method: str, path: str) -> str:
+    """The S3 operation that a request is: its method, but LIST where a GET asks for a listing."""
+    return "LIST" if method == "GET" and "list-type=2" in path else method
+
+
+def storage_plans(kinds: Counter[str], draw: random.Random) -> dict[str, list[str]]:
+    """operation -> what happens to each such request: every third meets a fault, in an order that is drawn."""
+    faults = [kind.split() for kind in kinds.elements()]
+    draw.shuffle(faults)
+    plans: dict[str, list[str]] = {}
+    for operation, fault in faults:
+        plans.setdefault(operation, []).extend(("forward", "forward", fault))
+    return plans
 
 
 class Chaos:
@@ -84,16 +138,25 @@ class Chaos:
         self.todo = shares(faults)
         self.done: dict[str, Counter[str]] = {group: Counter() for group in SHARES}
         self.wrong: Counter[str] = Counter(lost=0, doubled=0, changed=0, undelivered=0)
+        self.own_failures: list[str] = []
+        """the last lines of every command that failed though nobody killed it"""
+        self.compactions_beside_work = 0
         self.started = time.monotonic()
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="chaos")
-        kinds = list(self.todo["storage"].elements())
-        self.random.shuffle(kinds)
-        self.store = Faulty(endpoint, (word for kind in kinds for word in ("forward", "forward", kind)))
+        self.store = FaultyStore(endpoint, storage_plans(self.todo["storage"], self.random))
         os.environ["AWS_ENDPOINT_URL_S3"] = self.store.url
         storage._conditional[(self.store.url, "chaos")] = True  # so that no fault meets the probe
 
     def say(self, what: str) -> None:
         print(f"{time.monotonic() - self.started:6.0f} s  {what}", flush=True)
+
+    def failed(self, said: str) -> None:
+        """Keep and print how a command ended that nobody had killed; give the run up where this goes on."""
+        lines = said.strip().splitlines()[-5:]
+        self.own_failures.append("\n".join(lines))
+        self.say("\n        ".join(["failed by itself:", *lines]))
+        if len(self.own_failures) > 5:
+            raise SystemExit("more than 5 commands failed by themselves; each one's last lines are above")
 
     def check(self, scenario: Scenario, output: str, undisturbed: str = "undisturbed") -> None:
         """Compare a bank with the one that nothing disturbed."""
@@ -175,58 +238,90 @@ def kills(chaos: Chaos) -> None:
     chaos.random.shuffle(todo)
     scenario.pictures(grown := 40 * len(todo))
     scenario.tell(seconds=PACE)
-    head, failures = Head(chaos.root).start(), 0
+    head, most = Head(chaos.root).start(), 2 * len(todo) + 10
     try:
-        while True:
-            code, killed = drive(chaos, scenario, output, head, todo)
-            failures += code != 0 and not killed
-            if failures > 5:
-                raise SystemExit(f"drivers fail by themselves: {(chaos.root / 'driver.log').read_text()[-2000:]}")
-            if code == 0 and not todo:
+        for _ in range(most):
+            ended = drive(chaos, scenario, output, head, todo)
+            if ended and not todo:
                 break
-            joined_in(output, 8)
-            if code == 0:  # everything was learned before all were killed
+            joined_in(output, PER_FILE)
+            if ended:  # everything was learned before all were killed
                 scenario.pictures(400, start=grown)
                 grown += 400
+        else:
+            raise SystemExit(f"{most} commands in a row did not finish {output}; kills still to come: {todo}")
     finally:
         head.end()
-    chaos.say(f"{len(open_store(output).list('part-'))} files; {failures} drivers failed by themselves")
+    files = len(open_store(output).list("part-"))
+    chaos.say(f"{files} files; {chaos.compactions_beside_work} compactions joined some beside workers at work")
     chaos.check(scenario, output)
 
 
-def drive(chaos: Chaos, scenario: Scenario, output: str, head: Head, todo: list[str]) -> tuple[int, bool]:
-    """One command until it ends; its exit code, and whether that is our doing: it or the head was killed."""
+def drive(chaos: Chaos, scenario: Scenario, output: str, head: Head, todo: list[str]) -> bool:
+    """One command until it ends; True where it says that everything is learned.
+
+    One that ends otherwise has failed by itself, unless it was killed, or was running when its head was.
+    """
     command = [sys.executable, "pipelines/train_all.py", *scenario.arguments(output), "--workers", "2"]
-    with open(chaos.root / "driver.log", "ab") as log:
+    log = chaos.root / "driver.log"  # of this command alone
+    with log.open("wb") as file:
         driver = subprocess.Popen(
-            [*command, "--tracker", "none"], cwd=ROOT, env=head.environment, stdout=log, stderr=log
+            [*command, "--tracker", "none"], cwd=ROOT, env=head.environment, stdout=file, stderr=file
         )
-    seen, since = learned(scenario), time.monotonic()
+    seen, since, join_at = learned(scenario), time.monotonic(), len(todo) - JOIN_EVERY
     while driver.poll() is None:
         time.sleep(0.1)
         now = learned(scenario)
         if time.monotonic() - since > PATIENCE:
             kill(driver.pid)
-            raise SystemExit(f"nothing moved for {PATIENCE:g} s: {(chaos.root / 'driver.log').read_text()[-2000:]}")
+            raise SystemExit(f"nothing moved for {PATIENCE:g} s: {log.read_text()[-2000:]}")
         if now < seen + 4:
             continue
         if not todo:
             seen, since = now, time.monotonic()
             continue
+        if len(todo) <= join_at:
+            join_beside(chaos, output, head, driver)
+            join_at = len(todo) - JOIN_EVERY
         part = todo[-1]
         victims = [driver.pid] if part == "driver" else head.playing(part)
         if not victims:
             continue
-        head.kill() if part == "head" else kill(chaos.random.choice(victims))
+        with held(driver.pid):
+            if driver.poll() is not None:  # it ended before we touched anything
+                break
+            head.kill() if part == "head" else kill(chaos.random.choice(victims))
         todo.pop()
         chaos.done["kill"][part] += 1
         chaos.say(f"killed the {part} after {now} pictures, {len(todo)} to go; store: {dict(chaos.store.done)}")
         if not todo:
             scenario.tell()  # the rest at full speed
         if part in ("driver", "head"):
-            return end(chaos, driver, head, part), True
+            return end(chaos, driver, head, part) == 0
         seen, since = learned(scenario), time.monotonic()
-    return driver.wait(), False
+    if driver.wait() != 0:
+        chaos.failed(f"exit code {driver.returncode}\n{log.read_text()}")
+    return driver.returncode == 0
+
+
+@contextmanager
+def held(pid: int) -> Iterator[None]:
+    """A process stands still meanwhile, so that it cannot end by itself between a look at it and a kill."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def join_beside(chaos: Chaos, output: str, head: Head, driver: subprocess.Popen) -> None:
+    """Join parts while workers learn; counted where a file was made, and a worker was there from before until after."""
+    before = head.playing("worker")
+    done = joined_in(output, PER_FILE)
+    if done.files and set(before) & set(head.playing("worker")) and driver.poll() is None:
+        chaos.compactions_beside_work += 1
 
 
 def end(chaos: Chaos, driver: subprocess.Popen, head: Head, part: str) -> int:
@@ -253,15 +348,17 @@ def learned(scenario: Scenario) -> int:
 def storage_faults(chaos: Chaos) -> None:
     """What is left of the store's faults, in this process."""
     number = 0
-    while chaos.store.plan:
+    while left := chaos.store.left():
         scenario, output = Scenario(chaos.root / f"storage-{number}"), f"s3://chaos/storage-{number}"
         scenario.pictures(48)
-        for _ in range(20):
+        for _ in range(20):  # chaos.failed gives up earlier
             try:
                 scenario.run(scenario.config(output))
                 break
             except OSError as error:
-                chaos.say(f"the run ended ({error}) and is started again")
+                chaos.failed(f"{type(error).__name__}: {error}")
+        if chaos.store.left() == left:
+            raise SystemExit(f"a whole run met none of the store's {left} faults to come: {chaos.store.plans}")
         chaos.check(scenario, output)
         number += 1
     chaos.done["storage"] = Counter(chaos.store.done)
@@ -298,6 +395,10 @@ def zombies(chaos: Chaos) -> None:
         for zombie in asleep:
             zombie.join(PATIENCE)
         rose = {entry.name for entry in open_store(output).list("part-0")} - covered
+        if not rose:
+            raise SystemExit(
+                f"none of {count} zombies committed within {PATIENCE:g} s: no lease was lost, or none woke"
+            )
         chaos.done["zombie"]["after compaction"] += len(rose)
         chaos.say(f"{done.joined} parts joined into {done.files} files; {len(rose)} zombies committed afterwards")
         chaos.check(scenario, output)
@@ -316,46 +417,96 @@ def tracking_faults(chaos: Chaos, uri: str) -> None:
     scenario.tell(seconds=0.12)
     tracking.RETRY_SECONDS, tracking.PATIENCE_SECONDS = 0.2, 0.5
     os.environ.update(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0")
-    jobs = 0
+    said: dict[str, Said] = {}
     while todo:
         proxy.done.clear()
-        summary = tracked(scenario, proxy, f"job-{jobs}", todo[-1])
+        name = f"job-{len(said)}"
+        summary, said[name] = tracked(scenario, proxy, name, todo[-1])
         chaos.wrong["lost"] += summary.rows - summary.learned
         chaos.say(f"{todo[-1]}: {summary.learned} of {summary.rows} learned, {dict(proxy.done)}")
-        jobs += 1
         if proxy.done:  # else the job said nothing while the server was away
             chaos.done["tracking"][todo.pop()] += 1
-        if jobs > 2 * chaos.todo["tracking"].total() + 2:
+        if len(said) > 2 * chaos.todo["tracking"].total() + 2:
             raise SystemExit("jobs say too little for tracking faults to meet anything")
     gc.collect()  # of runs that are over, each of which claims its spool
     tracking.MLflowTracker(proxy.url, "chaos", scenario.root)  # the next job delivers what the others had to keep
     client = tracking.connect(uri)
-    experiment = client.get_experiment_by_name("chaos").experiment_id
-    told = [run for run in client.search_runs([experiment]) if run.data.metrics.get("pictures/learned") == 8]
-    whole = {run.info.run_name for run in told if run.info.status == "FINISHED"}
-    chaos.wrong["undelivered"] += jobs - len(whole)
-    chaos.say(f"{len(whole)} of {jobs} jobs are known to the tracking server in full")
+    runs = all_runs(client, client.get_experiment_by_name("chaos").experiment_id)
+    names = Counter(run.info.run_name for run in runs)
+    chaos.wrong["doubled"] += sum(count - 1 for count in names.values())
+    whole = {run.info.run_name for run in runs if known_in_full(client, run, scenario, said[run.info.run_name])}
+    chaos.wrong["undelivered"] += len(said) - len(whole)
+    chaos.say(f"{len(whole)} of {len(said)} jobs are known to the tracking server in full, in {len(runs)} runs")
     proxy.close()
-    chaos.check(scenario, "job-0")
+    for name in said:
+        chaos.check(scenario, name)
 
 
-def tracked(scenario: Scenario, proxy: Faulty, name: str, fault: str) -> fanout.RunSummary:
-    """One job that says where it stands, while `fault` happens to what it says."""
+def all_runs(client: MlflowClient, experiment: str) -> list[Run]:
+    """Every run of an experiment, page after page."""
+    page = client.search_runs([experiment])
+    runs = list(page)
+    while page.token:
+        page = client.search_runs([experiment], page_token=page.token)
+        runs += page
+    return runs
+
+
+def known_in_full(client: MlflowClient, run: Run, scenario: Scenario, said: Said) -> bool:
+    """Whether a run ended well and has what its job said, each point once, and what is true of the job's bank."""
+    tags, metrics = facts(scenario.uri(run.info.run_name))
+    points = Counter(
+        (name, point.step, point.value)
+        for name in run.data.metrics
+        for point in client.get_metric_history(run.info.run_id, name)
+    )
+    ended = run.info.status == "FINISHED"
+    told = run.data.tags.items() >= (said.tags | tags).items() and run.data.metrics.items() >= metrics.items()
+    return ended and told and points == said.points
+
+
+def facts(bank: str) -> tuple[dict[str, str], dict[str, float]]:
+    """(tags, metrics) that are true of a bank: its pictures and their words; how many and how long the words are."""
+    learned = [row for row in Bank.open(bank).rows() if row.learned is not None]
+    words = {f"words.{row.id}": " ".join(each.concept.slug for each in row.learned.concepts) for row in learned}
+    norms = {f"norms/{row.id}": sum(float(each.vectors.norm()) for each in row.learned.concepts) for row in learned}
+    return words, {"pictures/learned": float(len(learned))} | norms
+
+
+@dataclass
+class Said:
+    """What a job told its tracker, delivered or not."""
+
+    tags: dict[str, str]
+    points: Counter[tuple[str, int, float]] = field(default_factory=Counter)
+    """(metric, step, value)"""
+
+    def to(self, run: tracking.MLflowRun, values: Mapping[str, float], step: int = 0) -> None:
+        """Tell some metrics, and remember them."""
+        self.points.update((name, step, float(value)) for name, value in values.items())
+        run.metrics(values, step=step)
+
+
+def tracked(scenario: Scenario, proxy: Faulty, name: str, fault: str) -> tuple[fanout.RunSummary, Said]:
+    """One job that says where it stands and what it learned, while `fault` happens to what it says."""
     proxy.away = fault == "away at start"
-    run = tracking.MLflowTracker(proxy.url, "chaos", scenario.root).start({}, {}, name=name, job=name)
+    said = Said({"fault": fault})
+    run = tracking.MLflowTracker(proxy.url, "chaos", scenario.root).start({}, said.tags, name=name, job=name)
 
     def follow(progress: fanout.Progress) -> None:
         part = "end" if progress.done == progress.total else "middle" if progress.done else "start"
         proxy.away = fault == f"away at {part}" or fault == f"away in the {part}"
         if fault in ("drop", "lose"):
             proxy.plan = deque([] if proxy.done[fault] else [fault])
-        run.metrics({"progress/pictures": progress.done}, step=round(1000 * progress.seconds))
+        said.to(run, {"progress/pictures": progress.done}, step=round(1000 * progress.seconds))
 
     with run:
         summary = fanout.run(scenario.config(name), stub.NAME, inline=True, on_progress=follow)
-        run.metrics({"pictures/learned": summary.learned})
+        tags, metrics = facts(scenario.uri(name))
+        run.tags(tags)
+        said.to(run, metrics)
     proxy.away = False
-    return summary
+    return summary, said
 
 
 def joined_in(output: str, shards: int) -> Compacted:
@@ -415,6 +566,7 @@ def main() -> None:
     options.add_argument("--faults", type=int, default=200)
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--store", choices=("auto", "ceph", "moto"), default="auto")
+    options.add_argument("--write", type=Path, metavar="FILE", help="save the result here as well (JSON)")
     given = options.parse_args()
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)))
@@ -427,6 +579,9 @@ def main() -> None:
         tracking_faults(chaos, stack.enter_context(tracking_server(root)))
         result = {
             **chaos.wrong,
+            "own_failures": len(chaos.own_failures),
+            "own_failures_said": chaos.own_failures,
+            "compactions_beside_work": chaos.compactions_beside_work,
             "faults": sum(kinds.total() for kinds in chaos.done.values()),
             "kinds": {group: dict(kinds) for group, kinds in chaos.done.items()},
             "seed": given.seed,
@@ -434,6 +589,9 @@ def main() -> None:
             "seconds": round(time.monotonic() - chaos.started),
             **machine("benchmarks.chaos"),
         }
+    if given.write:
+        given.write.parent.mkdir(parents=True, exist_ok=True)
+        given.write.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
     sys.exit(any(chaos.wrong.values()))
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 
+from benchmarks.chaos import operation_of, shares, storage_plans
 from benchmarks.control_plane import Idle, memory_by_role, queue_speed, write_dataset
 from benchmarks.fanout_efficiency import pace
 from mcpl.config import Placement, Recipe
@@ -35,3 +39,20 @@ def test_pace_leaves_out_the_start(tmp_path):
 def test_memory_and_queue_are_looked_at():
     assert 50 < memory_by_role()["driver"] < 20_000
     assert queue_speed(3, shards=200) > 200
+
+
+def test_the_faults_of_a_chaos_run_are_as_many_as_asked_and_drawn_by_the_seed():
+    todo = shares(200)
+    assert sum(kinds.total() for kinds in todo.values()) == 200
+    assert todo["kill"].total() == 60 and min(todo["kill"].values()) == 8
+    plans = storage_plans(todo["storage"], random.Random(1))
+    assert plans == storage_plans(todo["storage"], random.Random(1)) != storage_plans(todo["storage"], random.Random(2))
+    injected = Counter(f"{operation} {fault}" for operation, plan in plans.items() for fault in plan[2::3])
+    assert injected == todo["storage"]
+    assert all(fault == "forward" for plan in plans.values() for at, fault in enumerate(plan) if at % 3 < 2)
+
+
+def test_a_listing_is_told_from_a_read():
+    assert operation_of("GET", "/chaos?list-type=2&prefix=bank%2Fpart-&encoding-type=url") == "LIST"
+    assert operation_of("GET", "/chaos/bank/part-00000.parquet") == "GET"
+    assert operation_of("HEAD", "/chaos/bank/part-00000.parquet") == "HEAD"

@@ -13,9 +13,9 @@ from tests.integration.conftest import ROOT, clean_environment
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
-def test_twenty_faults_lose_and_double_nothing():
+def test_twenty_faults_lose_and_double_nothing(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.chaos", "--faults", "20"],
+        [sys.executable, "-m", "benchmarks.chaos", "--faults", "20", "--write", str(tmp_path / "chaos.json")],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
@@ -28,3 +28,6 @@ def test_twenty_faults_lose_and_double_nothing():
     assert result["faults"] >= 20
     assert set(result["kinds"]["kill"]) == {"worker", "controller", "queue", "driver", "head"}
     assert result["kinds"]["zombie"]["after compaction"] >= 2
+    assert {kind.split()[0] for kind in result["kinds"]["storage"]} == {"PUT", "GET", "LIST", "HEAD"}
+    assert result["own_failures"] == len(result["own_failures_said"])
+    assert json.loads((tmp_path / "chaos.json").read_text()) == result
