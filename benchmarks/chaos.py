@@ -81,7 +81,7 @@ PER_BANK = 10
 JOIN_EVERY = 3
 """kills after which parts are joined once more beside the workers"""
 PER_FILE = 4
-"""shards to a compact file"""
+"""shards to a compact file, of 4 pictures each"""
 
 
 def shares(faults: int) -> dict[str, Counter[str]]:
@@ -141,6 +141,8 @@ class Chaos:
         self.own_failures: list[str] = []
         """the last lines of every command that failed though nobody killed it"""
         self.compactions_beside_work = 0
+        self.joined_at = 0
+        """kills before the latest of them"""
         self.started = time.monotonic()
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="chaos")
         self.store = FaultyStore(endpoint, storage_plans(self.todo["storage"], self.random))
@@ -268,24 +270,24 @@ def drive(chaos: Chaos, scenario: Scenario, output: str, head: Head, todo: list[
         driver = subprocess.Popen(
             [*command, "--tracker", "none"], cwd=ROOT, env=head.environment, stdout=file, stderr=file
         )
-    seen, since, join_at = learned(scenario), time.monotonic(), len(todo) - JOIN_EVERY
+    seen, since = learned(scenario), time.monotonic()
     while driver.poll() is None:
         time.sleep(0.1)
         now = learned(scenario)
         if time.monotonic() - since > PATIENCE:
             kill(driver.pid)
             raise SystemExit(f"nothing moved for {PATIENCE:g} s: {log.read_text()[-2000:]}")
-        if now < seen + 4:
+        join = bool(todo) and chaos.done["kill"].total() >= chaos.joined_at + JOIN_EVERY
+        if now < seen + (6 * PER_FILE if join else 4):  # shards are leased in turn: enough to fill a file
             continue
         if not todo:
             seen, since = now, time.monotonic()
             continue
-        if len(todo) <= join_at:
+        if join:
             join_beside(chaos, output, head, driver)
-            join_at = len(todo) - JOIN_EVERY
         part = todo[-1]
         victims = [driver.pid] if part == "driver" else head.playing(part)
-        if not victims:
+        if not victims or not head.playing("worker"):  # without workers the driver may be on its way out
             continue
         with held(driver.pid):
             if driver.poll() is not None:  # it ended before we touched anything
@@ -322,6 +324,7 @@ def join_beside(chaos: Chaos, output: str, head: Head, driver: subprocess.Popen)
     done = joined_in(output, PER_FILE)
     if done.files and set(before) & set(head.playing("worker")) and driver.poll() is None:
         chaos.compactions_beside_work += 1
+        chaos.joined_at = chaos.done["kill"].total()
 
 
 def end(chaos: Chaos, driver: subprocess.Popen, head: Head, part: str) -> int:
