@@ -325,6 +325,7 @@ def join_beside(chaos: Chaos, output: str, head: Head, driver: subprocess.Popen)
     if done.files and set(before) & set(head.playing("worker")) and driver.poll() is None:
         chaos.compactions_beside_work += 1
         chaos.joined_at = chaos.done["kill"].total()
+    chaos.say(f"beside the workers {done.joined} parts joined into {done.files} files, {done.left} left")
 
 
 def end(chaos: Chaos, driver: subprocess.Popen, head: Head, part: str) -> int:
