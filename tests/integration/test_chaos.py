@@ -29,5 +29,6 @@ def test_twenty_faults_lose_and_double_nothing(tmp_path):
     assert set(result["kinds"]["kill"]) == {"worker", "controller", "queue", "driver", "head"}
     assert result["kinds"]["zombie"]["after compaction"] >= 2
     assert {kind.split()[0] for kind in result["kinds"]["storage"]} == {"PUT", "GET", "LIST", "HEAD"}
+    assert result["compactions_beside_work"] >= 1
     assert result["own_failures"] == len(result["own_failures_said"])
     assert json.loads((tmp_path / "chaos.json").read_text()) == result
