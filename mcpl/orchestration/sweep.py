@@ -270,6 +270,7 @@ class _Record:
         self._tracker, self._store, self._space = tracker, store, space
         self._name = Path(store.uri).name
         self._runs: dict[int, Run] = {}
+        self._said: dict[int, int] = {}
 
     def start(self, number: int, values: dict) -> Run:
         if number not in self._runs:
@@ -286,11 +287,14 @@ class _Record:
         return self._runs[number]
 
     def report(self, number: int, said: dict) -> None:
-        self._runs[number].metrics({k: v for k, v in said.items() if k != "packs"}, step=said["packs"])
+        if said["packs"] > self._said.get(number, 0):  # a trial whose worker died says it all again
+            self._said[number] = said["packs"]
+            self._runs[number].metrics({k: v for k, v in said.items() if k != "packs"}, step=said["packs"])
 
     def end(self, result: Result) -> None:
         run = self.start(result.number, dict(result.values))
-        run.metric_points([(s["packs"], {k: v for k, v in s.items() if k != "packs"}) for s in result.reports[-1:]])
+        for said in result.reports:  # all of them where the process was killed before the run ended
+            self.report(result.number, said)
         run.table(list(result.rows), "pictures")
         run.tags({"mcpl.trial_state": result.state} | ({"reason": result.reason} if result.reason else {}))
         run.finish("FAILED" if result.state == "failed" else "FINISHED")
