@@ -1,6 +1,6 @@
 """How fast are words looked up in a published bank of a million pictures, and how much is missed?
 
-    python -m benchmarks.lookup --rows 1000000 [--width 768] [--words 2] [--folder runs/lookup] [--hard]
+    python -m benchmarks.lookup --rows 1000000 [--width 768] [--words 2] [--folder runs/lookup] [--hard] [--out FILE]
 
 A synthetic bank is published as `train_all` would publish a real one (`tracking.registry.publish`, streamed) and kept
 in the folder for the next time. Its words are not random points: each belongs to one of 2,000 concepts, whose
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mcpl.orchestration.job import commit
+from benchmarks.provenance import machine
 from mcpl.tracking import registry
 from mcpl.types import BankRow, Concept, LearnedConcept, LearnedConcepts, Provenance
 
@@ -158,6 +157,7 @@ def main() -> None:
     options.add_argument("--hard", action="store_true", help="words vary by noise alone")
     options.add_argument("--queries", type=int, default=QUERIES)
     options.add_argument("--folder", type=Path, default=None, help="default runs/lookup-ROWS")
+    options.add_argument("--out", type=Path, help="also keep the figures in this JSON file")
     options.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     given = options.parse_args()
     given.folder = given.folder or Path(f"runs/lookup-{given.rows}{'-hard' if given.hard else ''}")
@@ -175,17 +175,14 @@ def main() -> None:
     wanted = truth(kept["directions"], given.folder)
     hits = [len(set(a) & set(w)) / 10 for a, w in zip(kept["answers"].tolist(), wanted.tolist(), strict=True)]
     sizes = {e["name"]: e["bytes"] for e in registry.manifest(NAME, home=given.folder)["files"]}
-    hardware = {"cpu": platform.processor() or platform.machine()}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            hardware["cpu"] = line.split(":", 1)[1].strip()
-    command = " ".join(["python", "-m", "benchmarks.lookup", *sys.argv[1:]])
     result = {
         "rows": given.rows, "words": given.rows * given.words, "width": given.width, "hard": given.hard,
         **measured, "recall_at_10": round(float(np.mean(hits)), 4), "queries": given.queries,
         "publish_s": None if published is None else round(published, 1), "bytes": sizes,
-        "hardware": hardware, "commit": commit(), "command": command,
+        **machine("benchmarks.lookup"),
     }  # fmt: skip
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))
 
 

@@ -174,12 +174,13 @@ def _at(tree: Any, path: str) -> Any:
 @cache
 def examples(sets: tuple[str, ...], split: str, dataset: str | None, count: int | None) -> tuple[Example, ...]:
     """The pictures that every trial learns, in the same order."""
-    from mcpl.data import sources
+    from mcpl.data.dataset import Dataset
+    from mcpl.data.sources import scenes_mc
 
     def each() -> Iterator[Iterator[Example]]:
         if dataset:
-            yield sources.Dataset.open(dataset).examples()
+            yield Dataset.open(dataset).examples()
         for name in sets:
-            yield iter(sources.scenes_mc(name, split))
+            yield iter(scenes_mc(name, split))
 
     return tuple(example for pictures in each() for example in islice(pictures, count))

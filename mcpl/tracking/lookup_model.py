@@ -27,6 +27,7 @@ ANSWER = ("image_id", "word", "sentence", "initializer", "vectors", "norm", "met
 DRAWN = ("prompt", "seed", "image_ids", "png")
 PROBED = 64  # lists of the index that a query looks into
 RANKED = 500  # words that the index proposes and the vectors themselves rank
+FURTHEST = 64 * RANKED  # so many where pictures with low scores are left out: 100 MB of width 768
 BLOCK = 16_384  # words compared at a time: 50 MB of width 768
 SCORES = ("right_object", "attention_iou", "assignment")  # which of a word's rows is drawn: the best, in this order
 CONSIDERED = 256  # rows of a word among which the best is looked for
@@ -105,7 +106,8 @@ class WordTable(mlflow.pyfunc.PythonModel):
     def nearest(self, vectors, k=10, min_iou=None, without=None) -> pd.DataFrame:
         """The k learned words nearest to a vector [D], or to the mean of several [n, D], by cosine.
 
-        min_iou  leave out pictures whose attention_iou is lower, or was not measured
+        min_iou  leave out pictures whose attention_iou is lower, or was not measured; fewer than k are found where
+                 too few of the FURTHEST nearest reach it
         without  position of a row to leave out: the word itself
         """
         asked = np.asarray(vectors, np.float32)
@@ -113,22 +115,25 @@ class WordTable(mlflow.pyfunc.PythonModel):
         if asked.shape != (self.manifest["width"],):
             width = self.manifest["width"]
             raise ValueError(f"words of base {self.manifest['base']} are {width} wide, the one asked for {len(asked)}")
-        positions, near = self._ranked(asked / max(np.linalg.norm(asked), 1e-12), max(RANKED, k))
-        kept = []
-        for place in range(0, len(positions), max(k, 1)):
-            block = [
-                (p, s)
-                for p, s in zip(positions[place : place + k], near[place : place + k], strict=True)
-                if p != without
-            ]
+        direction, kept = asked / max(np.linalg.norm(asked), 1e-12), []
+        for proposed in (RANKED, FURTHEST) if min_iou is not None else (RANKED,):
+            kept = self._kept(*self._ranked(direction, max(proposed, k + 1)), k, min_iou, without)
+            if len(kept) == k:
+                break
+        return pd.DataFrame(kept, columns=["similarity", *ANSWER])
+
+    def _kept(self, positions, near, k, min_iou, without):
+        """The first k of ranked positions that may be answered, as rows."""
+        kept, place, size = [], 0, k
+        while place < len(positions) and len(kept) < k:
+            ranked = zip(positions[place : place + size], near[place : place + size], strict=True)
+            place, size = place + size, 2 * size  # many at a time where few are good: a row costs its row group
+            block = [(p, s) for p, s in ranked if p != without]
             order = sorted(range(len(block)), key=lambda i: block[i][0])
             answers = dict(zip(order, self.rows([block[i][0] for i in order]), strict=True))
-            kept += [{"similarity": float(block[i][1]), **answers[i]} for i in range(len(block))]
-            if min_iou is not None:
-                kept = [row for row in kept if row["metrics"].get("attention_iou", -1) >= min_iou]
-            if len(kept) >= k:
-                break
-        return pd.DataFrame(kept[:k], columns=["similarity", *ANSWER])
+            found = [{"similarity": float(block[i][1]), **answers[i]} for i in range(len(block))]
+            kept += [row for row in found if min_iou is None or row["metrics"].get("attention_iou", -1) >= min_iou]
+        return kept[:k]
 
     def clusters(self, count=20, min_pictures=2, seed=0) -> pd.DataFrame:
         """Words that mean the like, whatever they are called: k-means over directions, most pictures first.
