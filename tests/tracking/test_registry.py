@@ -245,6 +245,19 @@ def test_the_nearest_words_are_those_of_the_definition(table, bank_row, monkeypa
     assert found.similarity.tolist() == pytest.approx([cosine for _, cosine in wanted[:7]], abs=1e-6)
 
 
+def test_a_well_placed_word_is_found_behind_many_badly_placed_ones(table, bank_row, monkeypatch):
+    monkeypatch.setattr(lookup_model, "RANKED", 4)
+    monkeypatch.setattr(lookup_model, "FURTHEST", 60)
+    rows = [bank_row(i) for i in range(30)]
+    asked = np.random.default_rng(99).normal(size=8)
+    order = by_hand(rows, asked)
+    farthest = order[-1][0]
+    made = table(replace(row, metrics={"attention_iou": 0.9 if row.id == farthest[0] else 0.1}) for row in rows)
+    wanted = [key for key, _ in order if key[0] == farthest[0]]
+    found = made.nearest(asked, 2, min_iou=0.5)
+    assert list(zip(found.image_id, found.word, strict=True)) == wanted
+
+
 def test_similar_words_leave_out_themselves_other_bases_and_the_badly_placed(publish, bank_row, home):
     rows = [replace(bank_row(i), metrics={"attention_iou": i / 10}) for i in range(8)]
     publish(rows)
