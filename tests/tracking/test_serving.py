@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from mcpl.prompts import parse
 from mcpl.tracking import registry
 from mcpl.tracking.server import resolve_uri
 from mcpl.types import LearnedConcept
+from tests.ports import free_port
 
 PROMPT = "a <bear> left of a <board>"
 
@@ -90,16 +90,16 @@ def serve(home, tmp_path):
     running = []
 
     def start(**environment: str) -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         log = (tmp_path / f"serve-{port}.log").open("wb")
         root = str(Path(__file__).resolve().parents[2])
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow calls uvicorn by its name
+        own = {"MLFLOW_TRACKING_URI": resolve_uri(None, home), "PYTHONPATH": root, "PATH": path}
         command = "models serve --model-uri models:/toys@champion --env-manager local --host 127.0.0.1 --workers 1"
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *command.split(), "--port", str(port)],
-            env=os.environ | {"MLFLOW_TRACKING_URI": resolve_uri(None, home), "PYTHONPATH": root} | environment,
-            cwd=tmp_path, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ | own | environment, cwd=tmp_path,
+            stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         running.append(process)
         deadline = time.monotonic() + 300
