@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.provenance import machine
 from mcpl.tracking import registry
 from mcpl.types import BankRow, Concept, LearnedConcept, LearnedConcepts, Provenance
 
@@ -165,6 +164,8 @@ def main() -> None:
     if given.measure:
         print(json.dumps(look_up(given.folder, given.queries)))
         return
+    from benchmarks.provenance import machine  # not above: it loads torch, and the process of the look-ups is weighed
+
     published = publish(given)
     again = [sys.executable, "-m", "benchmarks.lookup", *sys.argv[1:], "--folder", str(given.folder), "--measure"]
     done = subprocess.run(again, capture_output=True, text=True)
