@@ -104,7 +104,8 @@ def _tune(search, kept, record, count, placement, concurrent, runner, console, v
         placement = placement.model_copy(update={"device": "cpu"})
     orders = {
         "space": space.model_dump(mode="json"),
-        "placement": placement.model_dump(mode="json") | {"pack": space.pack, "samples": space.samples},
+        "placement": placement.model_dump(mode="json")
+        | {"pack": space.pack, "samples": space.samples, "threads": placement.worker_threads},
         "runner": runner,
     }
     packs = packs_of(space)
