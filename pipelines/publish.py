@@ -3,8 +3,9 @@
 
     python pipelines/publish.py BANK --name NAME [--alias champion] [--tracking-uri URI]
 
-Publishing the same words again makes no second version; it moves the alias. Every option may come from the
-environment instead, as MCPL_ and its name. Exit codes: 0 done; 1 an error, told in one line.
+Publishing the same words again makes no second version; it moves the alias. With --better-on right_object,assignment
+the alias moves only to a version that is better than the one that has it. Every option may come from the environment
+instead, as MCPL_ and its name. Exit codes: 0 done; 1 an error, told in one line; 3 published, but not better.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import typer
 
 from mcpl.errors import MCPLError
 
+EXIT_NOT_BETTER = 3
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -29,10 +32,17 @@ def main(
     alias: Annotated[str, typer.Option(help="what NAME@ALIAS will mean from now on; empty for none")] = "champion",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database")] = None,
     dataset: Annotated[str, typer.Option(help="what the bank was learned from, for the version's tags")] = "",
+    better_on: Annotated[str, typer.Option(help="comma-separated scores that guard the alias; none: it moves")] = "",
 ) -> None:
     from mcpl.orchestration.record import publish_bank
+    from mcpl.tracking.registry import NotPromoted
 
-    published = publish_bank(bank, name, alias or None, tracking_uri, dataset)
+    guarded = [metric.strip() for metric in better_on.split(",") if metric.strip()]
+    try:
+        published = publish_bank(bank, name, alias or None, tracking_uri, dataset, guarded)
+    except NotPromoted as refused:
+        print(refused, file=sys.stderr)
+        raise typer.Exit(EXIT_NOT_BETTER) from None
     typer.echo(f"name     {published.name}")
     typer.echo(f"version  {published.version}")
     typer.echo(f"alias    {', '.join(published.aliases) or '-'}")

@@ -82,30 +82,108 @@ SHOWN_SCORES = ("attention_iou_step0", "attention_iou", "assignment", "right_obj
 
 @bank_app.command("search")
 def bank_search(
-    word: Annotated[str, typer.Argument(help="Learned word; * and ? match as in file names.")],
+    word: Annotated[str | None, typer.Argument(help="Learned word; in a --bank * and ? match.")] = None,
     bank: Annotated[str | None, typer.Option("--bank", help="Bank folder, file or URI.")] = None,
     registry: Annotated[str | None, typer.Option("--registry", help="NAME, NAME@alias or NAME/version.")] = None,
+    id: Annotated[str | None, typer.Option("--id", help="The words of this picture.")] = None,
+    near: Annotated[str | None, typer.Option("--near", help="Learned words nearest to PICTURE/WORD.")] = None,
+    like: Annotated[str | None, typer.Option("--like", help="Learned words nearest to this word of the base.")] = None,
+    clusters: Annotated[int | None, typer.Option("--clusters", min=1, help="So many groups of like words.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Base that the words must belong to.")] = None,
+    min_iou: Annotated[float | None, typer.Option("--min-iou", help="Least attention IoU of the picture.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Nearest words to find.")] = 10,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Folder or URI: write the hits as files.")] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; default MLFLOW_TRACKING_URI.")] = None,
     home: Annotated[Path, typer.Option(help="Where the default MLflow database lies.")] = Path("."),
 ) -> None:
-    """Every picture in which a word was learned, from a bank or from the registry."""
+    """Learned words of a bank or of the registry: by word, by picture, by likeness, or in groups of like words."""
+    asked = [option for option in (word or id, near, like, clusters) if option]
     if (bank is None) == (registry is None):
         raise ConfigError("give either --bank URI or --registry NAME@alias")
-    table = Table("word", "picture", "sentence", "width", "norm")
-    if bank:
-        from mcpl.data.bank import Bank
+    if len(asked) != 1:
+        raise ConfigError("ask for one thing: a word (or --id, or both), --near, --like or --clusters")
+    if bank and (near or like or clusters or base):
+        raise ConfigError("a --bank is searched by word and --id; for likeness publish it, and give --registry")
+    if clusters:
+        return _show_clusters(registry, clusters, base, tracking_uri, home)
+    found = _in_bank(bank, word, id, min_iou) if bank else _in_registry(
+        registry, word, id, near, like, base, min_iou, count, tracking_uri, home
+    )  # fmt: skip
+    table = Table(*(["cosine"] if near or like else []), "word", "picture", "sentence", "vectors", "norm", "IoU")
+    for hit in found:
+        iou = hit["metrics"].get("attention_iou")
+        table.add_row(
+            *([f"{hit['similarity']:.3f}"] if near or like else []), hit["word"], escape(hit["image_id"]),
+            escape(hit["sentence"]), f"{len(hit['vectors'])} x {len(hit['vectors'][0])}", f"{hit['norm']:.3f}",
+            "" if iou is None else f"{iou:.2f}",
+        )  # fmt: skip
+    console.print(table if found else f"no picture taught {_told(word, id)}", highlight=False)
+    if out and found:
+        from mcpl.data.concepts import write_hits
 
-        for hit in Bank.open(bank).search(word):
-            table.add_row(hit.slug, escape(hit.id), escape(hit.text), str(hit.vectors.shape[-1]), f"{hit.norm:.3f}")
+        for path in write_hits(found, out):
+            console.print(path, highlight=False, markup=False, soft_wrap=True)
+
+
+def _told(word: str | None, id: str | None) -> str:
+    parts = [f"the word {word!r}" if word else "a word", f"from picture {id!r}" if id else ""]
+    return " ".join(filter(None, parts)) + " that is wanted"
+
+
+def _in_bank(bank: str, word: str | None, id: str | None, min_iou: float | None) -> list[dict]:
+    """Hits as plain values, from a bank's own rows."""
+    from mcpl.data.bank import Bank
+
+    opened = Bank.open(bank)
+    hits = [hit for hit in opened.search(word or "*") if id in (None, hit.id)]
+    rows = {id: opened.row(id) for id in {hit.id for hit in hits}}
+    return [
+        {
+            "word": hit.slug, "image_id": hit.id, "sentence": hit.text, "vectors": hit.vectors, "norm": hit.norm,
+            "metrics": rows[hit.id].metrics, "base": rows[hit.id].provenance.base,
+            "base_digest": rows[hit.id].provenance.base_digest,
+        }
+        for hit in hits
+        if min_iou is None or rows[hit.id].metrics.get("attention_iou", -1) >= min_iou
+    ]  # fmt: skip
+
+
+def _in_registry(registry, word, id, near, like, base, min_iou, count, tracking_uri, home) -> list[dict]:
+    """Hits as plain values, from a published version."""
+    from mcpl.tracking import registry as published
+
+    where = {"tracking_uri": tracking_uri, "home": home}
+    told = published.manifest(registry, **where)
+    if near:
+        picture, _, named = near.rpartition("/")
+        if not picture:
+            raise ConfigError(f"--near {near}: give PICTURE/WORD, as the picture's id and the word are called")
+        found = published.nearest(registry, like=(picture, named), k=count, base=base, min_iou=min_iou, **where)
+    elif like:
+        vectors = _of_base(like, told)
+        found = published.nearest(registry, vectors=vectors, k=count, base=base, min_iou=min_iou, **where)
     else:
-        from mcpl.tracking.registry import lookup
+        found = published.lookup(registry, word=word, image_id=id, base=base, min_iou=min_iou, **where)
+    return [hit | {"base": told["base"], "base_digest": told["base_digest"]} for hit in found.to_dict(orient="records")]
 
-        found = lookup(registry, word=word, tracking_uri=tracking_uri, home=home)
-        for hit in found.itertuples():
-            table.add_row(
-                hit.word, escape(hit.image_id), escape(hit.sentence), str(len(hit.vectors[0])), f"{hit.norm:.3f}"
-            )
-    console.print(table if table.row_count else f"no picture taught the word {word!r}", highlight=False)
+
+def _of_base(word: str, told) -> list:
+    """An ordinary word's own vectors in the base that the bank was learned with."""
+    from mcpl.models import catalogue
+
+    return catalogue.load(told["base"], expect_digest=told["base_digest"]).word_embeddings(word).tolist()
+
+
+def _show_clusters(registry, count, base, tracking_uri, home) -> None:
+    from mcpl.tracking.registry import clusters
+
+    table = Table("pictures", "words", "called", "likeness", "for example")
+    for group in clusters(registry, count=count, base=base, tracking_uri=tracking_uri, home=home).itertuples():
+        called = ", ".join(f"{name} x{n}" for name, n in group.names.items())
+        table.add_row(
+            str(group.pictures), str(group.words), called, f"{group.likeness:.3f}", escape(", ".join(group.examples))
+        )
+    console.print(table if table.row_count else "no word was learned from two pictures or more", highlight=False)
 
 
 @bank_app.command("card")

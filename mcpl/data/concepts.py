@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -58,6 +58,25 @@ def export(
             store.put(folder + name, data)
             written.append(folder + name)
     store.put("README.md", card(chosen, written).encode())
+    return [store.join(name) for name in written]
+
+
+def write_hits(hits: Iterable[Mapping], out: str | os.PathLike) -> list[str]:
+    """Write looked-up words as files, `PICTURE/concepts/WORD/...`; return where they are.
+
+    A hit has `image_id`, `word`, `vectors` [n, D], `sentence`, `base` and `base_digest`.
+    """
+    store, written = open_store(out), []
+    for hit in hits:
+        name = f"{safe_name(hit['image_id'])}/concepts/{safe_name(hit['word'])}/{NAME}"
+        header = {
+            "modelspec.title": f"<{hit['word']}> of {hit['image_id']}",
+            "mcpl.sentence": hit["sentence"],
+            "mcpl.base": hit["base"],
+            "mcpl.base_digest": hit["base_digest"],
+        }
+        store.put(name, safetensors_file(hit["word"], np.asarray(hit["vectors"], np.float32), header))
+        written.append(name)
     return [store.join(name) for name in written]
 
 

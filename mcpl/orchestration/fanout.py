@@ -222,7 +222,7 @@ def check_identity(store: Store, config: RunConfig, runner: str = RUNNER) -> Non
     plans.check_recipe(store, config.recipe)
     began = plans.base_of(store)
     if began is not None and began != (config.recipe.base, config.recipe.revision):
-        digest = _import(runner)(config.recipe, config.placement).base_digest
+        digest = import_runner(runner)(config.recipe, config.placement).base_digest
         plans.claim_base(store, config.recipe.base, digest)
 
 
@@ -262,7 +262,7 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
     dataset = Dataset.open(orders.dataset)
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
     threads = {"threads": orders.placement.worker_threads}
-    runner = _import(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
+    runner = import_runner(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
     plans.claim_base(store, orders.recipe.base, runner.base_digest)
     finished: tuple[int, Tally] | tuple[()] = ()
     while not pulse.leaving:
@@ -632,7 +632,8 @@ def _absolute(config: RunConfig) -> RunConfig:
     return config.model_copy(update=there)
 
 
-def _import(path: str) -> type[Runner]:
+def import_runner(path: str) -> type[Runner]:
+    """The class that `module:class` names."""
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

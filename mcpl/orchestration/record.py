@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def learn_dataset(
         if now - last[0] >= PULSE:
             last[0] = now
             run.metrics({"progress/pictures": progress.done}, step=int(now - started))
+            run.machine(step=int(now - started))
 
     with run:
         summary = fanout.run(config, runner, on_progress=follow, **how)
@@ -81,11 +82,17 @@ def learn_dataset(
 
 
 def publish_bank(
-    bank: str, name: str, alias: str | None = "champion", tracking_uri: str | None = None, dataset: str = ""
+    bank: str,
+    name: str,
+    alias: str | None = "champion",
+    tracking_uri: str | None = None,
+    dataset: str = "",
+    better_on: Sequence[str] = (),
 ) -> Published:
     """A bank's learned words as a version of registered model `name`; `alias` then means this version.
 
-    Raises ConfigError where there is no bank, no server, or nothing learned.
+    Raises ConfigError where there is no bank, no server, or nothing learned, and NotPromoted where `better_on` names
+    metrics and the version that has the alias is not beaten on them.
     """
     store = open_store(bank)
     record = _record(store)
@@ -97,6 +104,7 @@ def publish_bank(
         name,
         bank=bank,
         alias=alias,
+        better_on=better_on,
         dataset=dataset,
         run_id=record.run_id if record else None,
         large_tables=store.join("_published"),

@@ -102,6 +102,9 @@ class Run:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.metric_points([(step, values)])
 
+    def machine(self, step: int) -> None:
+        """Say what the driver's machine is doing, where the tracker shows such things."""
+
     def figure(self, image: Image, name: str) -> None:
         """Keep a picture as `name`.png."""
         buffer = io.BytesIO()

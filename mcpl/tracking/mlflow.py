@@ -36,6 +36,8 @@ from mcpl.tracking.spool import Message, Refused, Spool
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from mcpl.tracking.machine import Machine
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -197,6 +199,7 @@ class MLflowRun(Run):
         self._resumed = resumed
         self._next_attempt = 0.0
         self._tables: list[dict[str, str]] = []
+        self._machine: Machine | None = None
 
     @property
     def delivered(self) -> bool:
@@ -218,6 +221,13 @@ class MLflowRun(Run):
         rows = [[_NAME.sub("_", k), float(v), now, step] for step, values in points for k, v in values.items()]
         for part in _parts(rows, BATCH["metrics"]):
             self._say(Message("metrics", {"rows": part}))
+
+    def machine(self, step: int) -> None:
+        if self._machine is None:
+            from mcpl.tracking.machine import Machine
+
+            self._machine = Machine()
+        self.metrics(self._machine.look(), step)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._say(Message("tags", {key: redact(str(value))[:LONGEST_VALUE] for key, value in values.items()}))

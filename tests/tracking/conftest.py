@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +72,9 @@ SERVER_SETTINGS = {
 class Server:
     """`mlflow server` on a free port of this machine, in its own process group."""
 
-    def __init__(self, folder: Path, database: Path) -> None:
+    def __init__(self, folder: Path, backend: str) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder = folder
-        shutil.copyfile(database, folder / "server.db")
+        self.folder, self.backend = folder, backend
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
@@ -83,7 +84,7 @@ class Server:
             "--host": "127.0.0.1",
             "--port": str(self.port),
             "--workers": "1",
-            "--backend-store-uri": f"sqlite:///{self.folder}/server.db",
+            "--backend-store-uri": self.backend,
             "--artifacts-destination": str(self.folder / "artifacts"),
         }
         with (self.folder / "log").open("ab") as log:
@@ -113,7 +114,61 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path, migrated):
-    server = Server(tmp_path / "server", migrated)
+    shutil.copyfile(migrated, tmp_path / "server.db")
+    server = Server(tmp_path / "server", f"sqlite:///{tmp_path}/server.db")
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def postgres() -> Iterator[str]:
+    """URI of an empty database in a PostgreSQL of its own: Debian's, installed where that is possible, else a skip."""
+    pytest.importorskip("psycopg2")
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's initdb is not here, and apt-get cannot install it")
+    folder = Path(tempfile.mkdtemp(prefix="mcpl-postgres-"))
+    as_user: list[str] = []
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        shutil.chown(folder, "postgres", "postgres")
+        as_user = ["runuser", "-u", "postgres", "--"]
+    port = free_port()
+
+    def call(program: str, *arguments: object) -> None:
+        command = [*as_user, str(programs / program), *map(str, arguments)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder, timeout=240)
+
+    data, where = folder / "data", ("-h", "127.0.0.1", "-p", port)
+    call("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync")
+    listen = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -F"
+    call("pg_ctl", "-D", data, "-l", folder / "log", "-o", listen, "-w", "-t", 120, "start")
+    try:
+        call("createdb", *where, "-U", "postgres", "mlflow")
+        yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/mlflow"
+    finally:
+        call("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _postgres_programs() -> Path | None:
+    """Folder of initdb and pg_ctl of the newest PostgreSQL."""
+
+    def found() -> Path | None:
+        return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None, key=lambda path: float(path.parent.name))
+
+    if not found() and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 300}
+        for command in (["apt-get", "update"], ["apt-get", "install", "-y", "postgresql"]):
+            subprocess.run(command, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, **quiet)
+    return found()
+
+
+@pytest.fixture
+def postgres_server(tmp_path, postgres):
+    """`mlflow server` as a team would run it, on PostgreSQL."""
+    server = Server(tmp_path / "server", postgres)
     try:
         yield server.start()
     finally:

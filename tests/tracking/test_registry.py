@@ -4,15 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from mcpl.errors import ConfigError
+from mcpl.errors import BankMismatch, ConfigError
 from mcpl.generation.words import gather
-from mcpl.tracking import lookup_model, registry
+from mcpl.tracking import index, lookup_model, registry
 from mcpl.tracking.server import connect, resolve_uri, speaking_to
 
 
@@ -120,6 +120,35 @@ def test_the_alias_moves_and_the_same_words_make_no_second_version(publish, bank
     assert len(registry.lookup("toys", word="bear", home=home)) == 2
 
 
+def test_the_alias_moves_only_to_a_better_version(publish, bank_row, home):
+    def scored(index, **metrics):
+        return [replace(bank_row(index), metrics=metrics)]
+
+    guard = {"better_on": ("right_object", "fixed_noise_loss")}
+    publish(scored(0, right_object=0.5, fixed_noise_loss=0.2), **guard)  # nobody has the alias yet
+    with pytest.raises(registry.NotPromoted, match=r"2 of toys .* 1 stays @champion: right_object 0.6 against 0.5, fi"):
+        publish(scored(1, right_object=0.6, fixed_noise_loss=0.3), **guard)
+    with pytest.raises(registry.NotPromoted, match="not promoted"):
+        publish(scored(2, right_object=0.5, fixed_noise_loss=0.2), **guard)  # as good is not better
+    with pytest.raises(registry.NotPromoted, match="has no score 'right_object'"):
+        publish(scored(3, fixed_noise_loss=0.1), **guard)
+    with pytest.raises(registry.NotPromoted, match="learned from s3://other"):
+        publish(scored(4, right_object=0.9, fixed_noise_loss=0.1), dataset="s3://other", **guard)
+    assert publish(scored(5, right_object=0.5, fixed_noise_loss=0.1), **guard).aliases == ("champion",)
+    assert [v.version for v in registry.versions("toys", home=home)] == [6, 5, 4, 3, 2, 1]
+    registry.promote("toys", 2, ["right_object"], home=home)
+    assert [v.version for v in registry.versions("toys", home=home) if v.aliases] == [2]
+
+
+def test_a_card_shows_where_the_words_look(publish, bank_row, home):
+    from mcpl.tracking.mlflow import MLflowTracker
+
+    with MLflowTracker(home=home).start({}, {}) as run:
+        run.artifact(b"png", "overlays/p 0.png")
+    card = publish([bank_row(0)], run_id=run.record.run_id).description
+    assert f"![where each word looks](get-artifact?path=overlays/p%200.png&run_uuid={run.record.run_id})" in card
+
+
 def test_what_is_not_there_is_named_with_what_is(publish, bank_row, home):
     with pytest.raises(ConfigError, match="nothing has been published there"):
         registry.versions("toys", home=home)
@@ -154,8 +183,9 @@ def test_what_cannot_be_published_leaves_nothing_behind(publish, bank_row, home)
 
 def test_a_table_that_is_too_large_stays_outside_and_is_checked(publish, bank_row, home, tmp_path):
     publish([bank_row(0)], copy_limit=10, large_tables=str(tmp_path / "tables"))
-    assert not list((home / "mlflow-artifacts").rglob("words.parquet"))
-    (table,) = (tmp_path / "tables").iterdir()
+    assert not list((home / "mlflow-artifacts").rglob("vectors.f32"))
+    assert sorted(p.name.partition("-")[0] for p in (tmp_path / "tables").iterdir()) == ["vectors", "words"]
+    table = next((tmp_path / "tables").glob("vectors-*.f32"))
     assert list(registry.lookup("toys", image_id="p0", home=home).word) == ["bear", "board"]
     shutil.copyfile(table, tmp_path / "kept")
     table.write_bytes(b"other")
@@ -164,24 +194,105 @@ def test_a_table_that_is_too_large_stays_outside_and_is_checked(publish, bank_ro
         registry.lookup("toys", image_id="p0", home=home)
 
 
-def test_only_the_row_groups_asked_for_are_read(tmp_path, bank_row, monkeypatch):
+@pytest.fixture
+def table(tmp_path):
+    """rows -> the loaded model over them, without a registry."""
+
+    def make(rows):
+        manifest = registry.write_words(rows, tmp_path)
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        made = lookup_model.WordTable()
+        names = {entry["name"].partition(".")[0]: str(tmp_path / entry["name"]) for entry in manifest["files"]}
+        made.load_context(type("Context", (), {"artifacts": names | {"manifest": str(tmp_path / "manifest.json")}}))
+        return made
+
+    return make
+
+
+def test_only_the_row_groups_asked_for_are_read(table, bank_row, monkeypatch):
     monkeypatch.setattr(registry, "ROWS_PER_GROUP", 4)
-    manifest = registry.write_words((bank_row(i) for i in range(20)), tmp_path / "words.parquet")
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    table = lookup_model.WordTable()
-    names = {"manifest": str(tmp_path / "manifest.json"), "words": str(tmp_path / "words.parquet")}
-    table.load_context(type("Context", (), {"artifacts": names}))
+    made = table(bank_row(i) for i in range(20))
     groups = []
-    inner = table._file
+    inner = made._file
 
     class Watched:
         def read_row_group(self, group, **rest):
             groups.append(group)
             return inner.read_row_group(group, **rest)
 
-    table._file = Watched()
-    assert list(table.predict(None, pd.DataFrame({"image_id": ["p5", "p19"]})).image_id) == ["p5", "p5", "p19", "p19"]
+    made._file = Watched()
+    assert list(made.predict(None, pd.DataFrame({"image_id": ["p5", "p19"]})).image_id) == ["p5", "p5", "p19", "p19"]
     assert groups == [2, 9]
+
+
+def by_hand(rows, asked):
+    """(picture, word) of every learned word, nearest first, by the definition."""
+    words = {(r.id, w.concept.slug): np.asarray(w.vectors).mean(0) for r in rows for w in r.learned.concepts}
+    cosine = {key: v @ asked / np.linalg.norm(v) / np.linalg.norm(asked) for key, v in words.items()}
+    return sorted(cosine.items(), key=lambda one: -one[1])
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_the_nearest_words_are_those_of_the_definition(table, bank_row, monkeypatch, indexed):
+    monkeypatch.setattr(index, "LEAST", 100 if indexed else 10**9)
+    monkeypatch.setattr(index, "SAMPLE_PER_LIST", 39)
+    rows = [bank_row(i) for i in range(400)]
+    made = table(iter(rows))
+    assert (made._index_file is not None) == indexed
+    asked = np.random.default_rng(99).normal(size=8)
+    found, wanted = made.nearest(asked, 7), by_hand(rows, asked)
+    assert list(zip(found.image_id, found.word, strict=True)) == [key for key, _ in wanted[:7]]
+    assert found.similarity.tolist() == pytest.approx([cosine for _, cosine in wanted[:7]], abs=1e-6)
+
+
+def test_a_well_placed_word_is_found_behind_many_badly_placed_ones(table, bank_row, monkeypatch):
+    monkeypatch.setattr(lookup_model, "RANKED", 4)
+    monkeypatch.setattr(lookup_model, "FURTHEST", 60)
+    rows = [bank_row(i) for i in range(30)]
+    asked = np.random.default_rng(99).normal(size=8)
+    order = by_hand(rows, asked)
+    farthest = order[-1][0]
+    made = table(replace(row, metrics={"attention_iou": 0.9 if row.id == farthest[0] else 0.1}) for row in rows)
+    wanted = [key for key, _ in order if key[0] == farthest[0]]
+    found = made.nearest(asked, 2, min_iou=0.5)
+    assert list(zip(found.image_id, found.word, strict=True)) == wanted
+
+
+def test_similar_words_leave_out_themselves_other_bases_and_the_badly_placed(publish, bank_row, home):
+    rows = [replace(bank_row(i), metrics={"attention_iou": i / 10}) for i in range(8)]
+    publish(rows)
+    own = np.asarray(rows[3].learned.concepts[0].vectors).mean(0)
+    wanted = [key for key, _ in by_hand(rows, own) if key != ("p3", "bear")]
+    found = registry.nearest("toys", like=("p3", "bear"), k=4, home=home)
+    assert list(zip(found.image_id, found.word, strict=True)) == wanted[:4]
+    good = registry.nearest("toys", like=("p3", "bear"), k=4, min_iou=0.45, home=home)
+    assert list(zip(good.image_id, good.word, strict=True)) == [key for key in wanted if int(key[0][1:]) > 4][:4]
+    assert list(registry.lookup("toys", word="bear", min_iou=0.55, base="tiny", home=home).image_id) == ["p6", "p7"]
+    with pytest.raises(BankMismatch, match="words of base tiny b.* not of sd15"):
+        registry.lookup("toys", word="bear", base="sd15", home=home)
+    with pytest.raises(BankMismatch, match="are 8 wide, the one asked for 5"):
+        registry.nearest("toys", vectors=np.ones(5), home=home)
+    with pytest.raises(ConfigError, match="'p3' has not taught the word 'cat'"):
+        registry.nearest("toys", like=("p3", "cat"), home=home)
+
+
+def test_clusters_find_what_many_pictures_share_whatever_it_is_called(publish, bank_row, home):
+    """Two things in twenty pictures, called by four names."""
+    rng = np.random.default_rng(0)
+    things = rng.normal(size=(2, 8)).astype(np.float32)
+
+    def row(i):
+        made = bank_row(i, ("bear", "board") if i % 2 else ("teddy", "plank"))
+        words = [
+            replace(word, vectors=thing + 0.05 * rng.normal(size=(1, 8)).astype(np.float32))
+            for word, thing in zip(made.learned.concepts, things, strict=True)
+        ]
+        return replace(made, learned=replace(made.learned, concepts=tuple(words)))
+
+    publish([row(i) for i in range(20)])
+    found = registry.clusters("toys", count=2, home=home)
+    assert found.pictures.tolist() == [20, 20] and found.words.tolist() == [20, 20]
+    assert sorted(map(sorted, found.names)) == [["bear", "teddy"], ["board", "plank"]]
 
 
 @pytest.mark.slow
@@ -197,4 +308,5 @@ def test_a_version_loads_where_mcpl_is_not_installed(publish, bank_row, home, tm
     env = {"MLFLOW_TRACKING_URI": resolve_uri(None, home), "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.stdout == "['p0']\n", done.stderr[-1000:]
-    assert Path(lookup_model.__file__).read_text().count("mcpl") == 1  # in its docstring only
+    code = "import sys; sys.modules['mcpl'] = None\nimport runpy; runpy.run_path(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, lookup_model.__file__], cwd=tmp_path, env=env, check=True)

@@ -1,0 +1,77 @@
+"""A sweep on Ray Tune: kill -9 in the middle, the same command again, and every trial is there once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import yaml
+
+from mcpl.recipes import load
+from mcpl.tracking.server import connect
+from tests.orchestration import sweep_stub
+from tests.orchestration.scenario import Scenario
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+TRIALS = 20
+
+
+def test_kill_9_in_the_middle_of_a_sweep_doubles_and_loses_nothing(tmp_path, started):
+    scenario = Scenario(tmp_path)
+    scenario.pictures(4)
+    scenario.tell(seconds=0.05)
+    space = {
+        "recipe": "best",
+        "fixed": {"base": str(scenario.stub_folder)},
+        "search": {"lr": {"low": 1e-5, "high": 1e-1, "log": True}, "initializer": {"choices": ["neutral", "noun"]}},
+        "dataset": str(tmp_path / "dataset"),
+        "pack": 2,
+        "startup": 5,
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [
+        "pipelines/sweep.py", "--space", tmp_path / "space.yaml", "--trials", TRIALS, "--out", tmp_path / "sweep",
+        "--runner", sweep_stub.NAME, "--tracking-uri", database, "--cpus-per-trial", 0.5,
+    ]  # fmt: skip
+    environment = {"MCPL_TRACKER": "mlflow"}
+
+    def results() -> list[str]:
+        return sorted(path.parent.name for path in tmp_path.glob("sweep/trials/*/result.json"))
+
+    first = started(*command, **environment)
+    deadline = time.monotonic() + 900
+    while len(results()) < 6:
+        assert first.poll() is None, (tmp_path / "log-0").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "log-0").read_text()
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = results()
+    asked = sorted(path.parent.name for path in tmp_path.glob("sweep/trials/*/asked.json"))
+    assert 6 <= len(before) < TRIALS and len(asked) > len(before), "it was killed while trials were at work"
+    client = connect(database)
+    runs = client.search_runs([client.get_experiment_by_name("mcpl").experiment_id])
+    assert "RUNNING" in {run.info.status for run in runs}, "the kill left a run that claims to be running"
+
+    second = started(*command, **environment)
+    assert second.wait(timeout=900) == 0, (tmp_path / "log-1").read_text()
+    assert results() == [f"{number:05d}" for number in range(TRIALS)]
+    runs = client.search_runs([client.get_experiment_by_name("mcpl").experiment_id], max_results=1000)
+    assert sorted(run.data.tags["mcpl.trial"] for run in runs) == results()
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    for run in runs:  # each point once, also of those that were tried twice
+        points = [(p.step) for p in client.get_metric_history(run.info.run_id, "score")]
+        assert points == sorted(set(points)) and points
+    (winner,) = [run for run in runs if run.data.tags.get("mcpl.best_of") == str(TRIALS)]
+
+    summary = json.loads((tmp_path / "log-1").read_text().splitlines()[-1])
+    assert summary["trials"] == TRIALS and summary["failed"] == 0
+    assert winner.data.tags["mcpl.trial"] == f"{summary['best']['number']:05d}"
+    assert summary["best"]["score"] >= summary["start"]["score"]
+    assert load(str(tmp_path / "sweep" / "best.yaml")).lr == summary["values"]["lr"]
+    assert client.list_artifacts(winner.info.run_id, "sweep")

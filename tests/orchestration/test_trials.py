@@ -1,0 +1,166 @@
+"""The search without Ray: what a space is, what a trial is worth, and that a restart forgets and doubles nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mcpl.config import Placement
+from mcpl.data.storage import open_store
+from mcpl.errors import ConfigError
+from mcpl.orchestration import sweep
+from mcpl.orchestration.space import read_space
+from mcpl.orchestration.sweep_report import write_report
+from mcpl.orchestration.trials import Result, Search, Trials, report
+from mcpl.recipes import best, load
+from tests.orchestration import sweep_stub
+from tests.orchestration.scenario import Scenario
+
+
+@pytest.fixture
+def space_file(tmp_path):
+    """changes -> a space over four pictures, learned by the stub in two packs with each of two seeds."""
+    scenario = Scenario(tmp_path)
+    scenario.pictures(4)
+    scenario.tell()
+
+    def write(**changes):
+        values = {
+            "recipe": "best",
+            "fixed": {"base": str(scenario.stub_folder)},
+            "search": {
+                "lr": {"low": 1e-5, "high": 1e-1, "log": True},
+                "attention_mask.threshold": {"low": 0.3, "high": 0.7},
+                "initializer": {"choices": ["neutral", "noun"]},
+            },
+            "dataset": str(tmp_path / "dataset"),
+            "pack": 2,
+            "startup": 3,
+        }
+        path = tmp_path / "space.yaml"
+        path.write_text(yaml.safe_dump(values | changes))
+        return path
+
+    return write
+
+
+def tried(search, space, number_of_packs=4, upto=None):
+    """Ask for a trial and end it as the stub would."""
+    asked = search.ask()
+    reports = list(sweep.trial_reports(space, asked.values, asked.number, Placement(), sweep_stub.NAME))[:upto]
+    last = reports[-1]
+    state = "finished" if len(reports) == number_of_packs else "stopped"
+    said = [{k: v for k, v in r.items() if k != "rows"} for r in reports]
+    search.end(
+        Result(
+            asked.number, asked.values, state, last["score"], last["gain"], last["passes"], 1.0, "", said, last["rows"]
+        )
+    )
+    return asked
+
+
+def test_dots_reach_into_groups_and_the_start_is_the_recipes_own(space_file):
+    space = read_space(space_file())
+    assert space.start_values == {"lr": 3e-4, "attention_mask.threshold": 0.5, "initializer": "noun"}
+    made = space.recipe_of({"attention_mask.threshold": 0.4, "lr": 1e-2}, "mine")
+    assert (made.attention_mask.threshold, made.lr, made.name) == (0.4, 1e-2, "mine")
+    assert made.attention_mask.refine == best().attention_mask.refine
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"search": {"lrr": {"low": 1, "high": 2}}}, "search.lrr.*lrr"),
+        ({"search": {"terms.nothing.weight": {"low": 1, "high": 2}}}, "terms.nothing.weight"),
+        ({"search": {"attention_mask.threshold": {"low": 0.3, "high": 1.7}}}, "search.attention_mask.threshold.*1.7"),
+        ({"search": {"lr": {"low": 2, "high": 1}}}, "low < high"),
+        ({"sets": ["unnamed-2"]}, "either sets"),
+        ({"split": "test"}, "split.*dev"),
+    ],
+)
+def test_a_wrong_space_is_one_line_before_anything_is_learned(space_file, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        read_space(space_file(**changes))
+
+
+def test_a_trials_numbers_by_hand(space_file):
+    space = read_space(space_file(objective={"right_object": 3, "assignment": 1}))
+    good = {"status": "learned", "right_object": 0.5, "assignment": 1.0, "passes": 10}
+    rows = [
+        {**good, "fixed_noise_loss_step0": 2.0, "fixed_noise_loss": 1.0},
+        {"status": "failed", "reason": "diverged"},
+    ]
+    said = report(rows, space)
+    assert said["score"] == pytest.approx((3 * 0.25 + 1 * 0.5) / 4)
+    assert said["gain"] == pytest.approx((0.5 - 1.0) / 2)
+    assert said["passes"] == 10
+    with pytest.raises(ConfigError, match="no picture has .*right_object.*from attention_iou"):
+        report([{"status": "learned", "attention_iou": 0.5}], space)
+
+
+def test_a_search_that_starts_again_goes_on(space_file, tmp_path):
+    space = read_space(space_file())
+    kept = Trials(open_store(str(tmp_path / "sweep")), space)
+    search = Search(kept)
+    first = [tried(search, space) for _ in range(4)]
+    hanging = search.ask()  # and here the process dies
+    assert first[0].values["lr"] == 3e-4, "the first trial is the starting recipe"
+
+    again = Search(Trials(open_store(str(tmp_path / "sweep")), space))
+    assert again.ask() == hanging, "what was asked and never ended is tried again, under its own number"
+    after = [tried(again, space) for _ in range(3)]
+    assert [asked.number for asked in after] == [5, 6, 7]
+    values = [json.dumps(asked.values) for asked in [*first, hanging, *after]]
+    assert len(set(values)) == 8, "nothing is drawn twice"
+    assert sorted(kept.results()) == [0, 1, 2, 3, 5, 6, 7]
+    with pytest.raises(ConfigError, match="another space"):
+        Trials(open_store(str(tmp_path / "sweep")), read_space(space_file(seeds=3)))
+
+
+@pytest.mark.parametrize("cost", [False, True])
+def test_the_report_names_what_is_best_and_what_mattered(space_file, tmp_path, cost):
+    space = read_space(space_file(cost=cost, startup=30))  # at random: fANOVA takes a search's own path for a pattern
+    store = open_store(str(tmp_path / "sweep"))
+    kept = Trials(store, space)
+    search = Search(kept)
+    for number in range(30):
+        tried(search, space, upto=2 if number == 5 else None)
+    told = {}
+    summary = write_report(store, space, Search(kept), lambda best, _, files: told.update({best.number: files}))
+    results = kept.results()
+    winner = max((r for r in results.values() if r.state == "finished"), key=lambda r: r.score)
+    assert summary["best"]["number"] == winner.number
+    assert (summary["finished"], summary["stopped"]) == (29, 1)
+    assert max(summary["importances"], key=summary["importances"].get) == "lr", "the stub scores by lr alone"
+
+    recipe = load(str(tmp_path / "sweep" / "best.yaml"))
+    assert (
+        recipe.lr == winner.values["lr"]
+        and recipe.attention_mask.threshold == winner.values["attention_mask.threshold"]
+    )
+    assert recipe.seed == 0 and recipe.name == "best-tuned"
+    table = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
+    assert [line["number"] for line in table] == list(range(30))
+    assert table[winner.number]["lr"] == winner.values["lr"] and table[5]["state"] == "stopped"
+    assert set(told[winner.number]) == {"best.yaml", "trials.parquet", "parallel.png", "slices.png", "report.md"}
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert f"Best: trial {winner.number:05d}" in text and "The starting recipe is trial 00000" in text
+
+
+def test_early_stopping_remembers_the_trials_of_before(space_file, tmp_path):
+    """Three good trials ended before the restart: a bad newcomer stops at its first rung."""
+    space = read_space(space_file())
+    kept = Trials(open_store(str(tmp_path / "sweep")), space)
+    for number in range(3):
+        said = [{"packs": packs, "score": 0.9, "gain": 0.8} for packs in (1, 2, 3, 4)]
+        kept.end(Result(number, {"lr": 1e-3}, "finished", 0.9, 0.8, 1, reports=said))
+    asha = sweep._scheduler(space, 4, kept)
+    newcomer = type("Trial", (), {"trial_id": "new"})
+    asha.on_trial_add(None, newcomer)
+    assert asha.on_trial_result(None, newcomer, {"packs": 1, "gain": 0.1}) == "STOP"
+    better = type("Trial", (), {"trial_id": "better"})
+    asha.on_trial_add(None, better)
+    assert asha.on_trial_result(None, better, {"packs": 1, "gain": 0.9}) == "CONTINUE"
