@@ -558,7 +558,7 @@ def tracking_server(root: Path) -> Iterator[str]:
     database = root / "server" / "new.db"
     logging.getLogger("mcpl.tracking").setLevel(logging.ERROR)
     tracking.connect(f"sqlite:///{database}").search_experiments()
-    server = Server(root / "server", database)
+    server = Server(root / "server", f"sqlite:///{database}")
     try:
         yield server.start().uri
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import base64
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -100,7 +101,8 @@ def tracking(request, tmp_path) -> Iterator[Faulty]:
     """A proxy before a tracking server, or before nothing; the server's database and log lie below `tmp_path`."""
     server = None
     if request.param == "there":
-        server = Server(tmp_path / "server", request.getfixturevalue("migrated")).start()
+        shutil.copyfile(request.getfixturevalue("migrated"), tmp_path / "server.db")
+        server = Server(tmp_path / "server", f"sqlite:///{tmp_path}/server.db").start()
     proxy = Faulty(server.uri if server else "127.0.0.1:9")
     proxy.away = server is None
     yield proxy
