@@ -154,9 +154,9 @@ class Chaos:
 
     def failed(self, said: str) -> None:
         """Keep and print how a command ended that nobody had killed; give the run up where this goes on."""
-        lines = said.strip().splitlines()[-5:]
-        self.own_failures.append("\n".join(lines))
-        self.say("\n        ".join(["failed by itself:", *lines]))
+        lines = said.strip().splitlines()
+        self.own_failures.append("\n".join(lines[-5:]))
+        self.say("\n        ".join(["failed by itself:", *lines[-80:]]))
         if len(self.own_failures) > 5:
             raise SystemExit("more than 5 commands failed by themselves; each one's last lines are above")
 
@@ -168,8 +168,8 @@ class Chaos:
         counted = Counter(there["id"].to_pylist())
         self.wrong["lost"] += sum(id not in counted for id in expected["id"].to_pylist())
         self.wrong["doubled"] += sum(count - 1 for count in counted.values())
-        if len(there) == len(expected):
-            self.wrong["changed"] += sum(a != b for a, b in zip(there.to_pylist(), expected.to_pylist(), strict=True))
+        planned = {row["id"]: row for row in expected.to_pylist()}
+        self.wrong["changed"] += sum(row != planned.get(row["id"]) for row in there.to_pylist())
         self.say(f"{len(there)} of {len(expected)} rows in {output}: {dict(self.wrong)}")
 
 
@@ -333,13 +333,15 @@ def end(chaos: Chaos, driver: subprocess.Popen, head: Head, part: str) -> int:
     try:
         driver.wait(60)
     except subprocess.TimeoutExpired:
-        chaos.say("the driver did not notice within a minute that its head is gone")
+        chaos.failed("a driver did not notice within a minute that it was killed or that its head is gone")
         kill(driver.pid)
     if part == "head":
         head.start()
     deadline = time.monotonic() + 60
     while any(head.playing(each) for each in ("worker", "controller", "queue")) and time.monotonic() < deadline:
         time.sleep(0.2)
+    if left := [each for each in ("worker", "controller", "queue") if head.playing(each)]:
+        chaos.failed(f"a minute after its driver had ended there was still: {', '.join(left)}")
     return driver.wait()
 
 

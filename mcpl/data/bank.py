@@ -349,6 +349,10 @@ def members(store: Store) -> list[Entry]:
     return sorted([*compact, *uncovered], key=lambda entry: shards_of(entry.name)[0])
 
 
+class PartGone(ConfigError):
+    """A part was joined into a compact file, or deleted, after the bank was opened: open it again."""
+
+
 class Bank:
     """A bank to read. Rows of an id that was learned again later replace its earlier ones."""
 
@@ -466,7 +470,7 @@ class Bank:
             with io.BytesIO(self._store.get(entry.name)) if whole else self._store.reader(entry.name) as file:
                 return _read(file, self._store.join(entry.name), columns)
         except FileNotFoundError:
-            raise ConfigError(
+            raise PartGone(
                 f"{self._store.join(entry.name)} went away while the bank was read, perhaps into a compact file;"
                 " run the same command again"
             ) from None

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from mcpl.config import RunConfig
-from mcpl.data.bank import Bank, members
+from mcpl.data.bank import Bank, PartGone, members
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.models import catalogue
@@ -70,14 +70,15 @@ def learn_dataset(
 
     with run:
         summary = fanout.run(config, runner, on_progress=follow, **how)
-        news = run.listens and not summary.stopped and _told(store) != _to_tell(store)
+        telling = _to_tell(store)  # before it is read: what another driver commits meanwhile is its own to tell
+        news = run.listens and not summary.stopped and _told(store) != telling
         if news:
             _tell(run, store, dataset)
         if summary.stopped:
             run.ends_as = "KILLED"
     _keep(run, store)
     if news and run.delivered:  # else the same command tells it again, from the bank: a spool may be lost
-        store.put(TOLD, json.dumps(_to_tell(store)).encode())
+        store.put(TOLD, json.dumps({**telling, "run": _run_id(store)}).encode())
     return summary
 
 
@@ -145,8 +146,7 @@ def _keep(run: Run, store: Store) -> None:
 
 def _to_tell(store: Store) -> dict[str, object]:
     """Which run speaks for the output, and how many shards there are to tell of: their rows never change."""
-    record = _record(store)
-    return {"run": record.run_id if record else None, "shards": len(parts_present(store))}
+    return {"run": _run_id(store), "shards": len(parts_present(store))}
 
 
 def _told(store: Store) -> dict[str, object] | None:
@@ -164,24 +164,45 @@ def _record(store: Store) -> RunRecord | None:
         return None
 
 
+def _run_id(store: Store) -> str | None:
+    record = _record(store)
+    return record.run_id if record else None
+
+
 def _tell(run: Run, store: Store, dataset: Dataset) -> None:
-    """Curves, scores, a table of pictures, some sheets, a page to look at, and the bank itself."""
+    """Curves, scores, a table of pictures, some sheets, a page to look at, and the bank itself. All is read before
+    anything is said, and read once more where parts were joined into a compact file since they were listed."""
+    try:
+        say = _read(store, dataset)
+    except PartGone:
+        say = _read(store, dataset)
+    say(run)
+    try:
+        _keep_bank(run, store)
+    except FileNotFoundError:
+        _keep_bank(run, store)
+
+
+def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
     bank, summary = Bank.open(store.uri), Summary()
     for row in bank.rows(concepts=False):
         summary.add(row)
-    log_summary(run, summary)
-    run.figure(figures.curves(summary.bands()), "curves")
-    run.table(picture_rows(islice(bank.rows(), TABLE_ROWS)), "pictures")
-    for shown in shown_rows(bank, dataset, OVERLAYS):
-        run.figure(figures.concept_sheet(shown), f"overlays/{safe_name(shown.id)}")
+    pictures = picture_rows(islice(bank.rows(), TABLE_ROWS))
+    shown = list(shown_rows(bank, dataset, OVERLAYS))
     learned_with = next(bank.rows()).provenance
     title = f"{Path(store.uri).name}, learned with {learned_with.recipe}"
-    run.artifact(single_page(bank, dataset, PAGE_PICTURES, title), "report/index.html")
-    run.tags({"base": learned_with.base, "base_digest": learned_with.base_digest})
-    try:
-        _keep_bank(run, store)
-    except FileNotFoundError:  # parts were joined into a compact file since they were listed
-        _keep_bank(run, store)
+    page = single_page(bank, dataset, PAGE_PICTURES, title)
+
+    def say(run: Run) -> None:
+        log_summary(run, summary)
+        run.figure(figures.curves(summary.bands()), "curves")
+        run.table(pictures, "pictures")
+        for one in shown:
+            run.figure(figures.concept_sheet(one), f"overlays/{safe_name(one.id)}")
+        run.artifact(page, "report/index.html")
+        run.tags({"base": learned_with.base, "base_digest": learned_with.base_digest})
+
+    return say
 
 
 def _keep_bank(run: Run, store: Store) -> None:

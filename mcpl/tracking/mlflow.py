@@ -197,6 +197,7 @@ class MLflowRun(Run):
         self._client = client
         self._spool = spool
         self._resumed = resumed
+        self._said: dict[str, set[tuple[int, float]]] = {}  # what a resumed run had said before, by name
         self._next_attempt = 0.0
         self._tables: list[dict[str, str]] = []
         self._machine: Machine | None = None
@@ -227,7 +228,12 @@ class MLflowRun(Run):
             from mcpl.tracking.machine import Machine
 
             self._machine = Machine()
-        self.metrics(self._machine.look(), step)
+        try:
+            look = self._machine.look()
+        except Exception as error:  # what a system cannot tell of itself must not stop learning
+            log.debug("the machine cannot be looked at: %s", one_line(error))
+        else:
+            self.metrics(look, step)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._say(Message("tags", {key: redact(str(value))[:LONGEST_VALUE] for key, value in values.items()}))
@@ -319,12 +325,10 @@ class MLflowRun(Run):
     def _unsaid(self, rows: list[list]) -> list[list]:
         if not self._resumed:
             return rows
-        said = {
-            (metric.key, metric.step, metric.value)
-            for key in {row[0] for row in rows}
-            for metric in self._client.get_metric_history(self.record.run_id, key)
-        }
-        return [row for row in rows if (row[0], row[3], row[1]) not in said]
+        for key in {row[0] for row in rows} - self._said.keys():  # once: a history only grows
+            history = self._client.get_metric_history(self.record.run_id, key)
+            self._said[key] = {(metric.step, metric.value) for metric in history}
+        return [row for row in rows if (row[3], row[1]) not in self._said[row[0]]]
 
     def _send_artifact(self, content: Path | bytes, name: str) -> None:
         folder, _, file = name.rpartition("/")
