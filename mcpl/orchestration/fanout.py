@@ -489,8 +489,9 @@ def _fit_to_the_end(board: Board, handle, orders: Orders, workers, scratch: str,
         kind, message = "error", "all workers left before the work was done"
         try:
             _trainer(handle, orders, workers, scratch, verbose).fit()
-        except RayActorError as error:
-            kind, message = "death", f"Ray Train's controller: {one_line(error)}"
+        except (RayActorError, ray.train.ControllerError) as error:  # it died, or a worker did while it made the group whole
+            cause = getattr(error, "controller_failure", error)
+            kind, message = "death", f"Ray Train's controller: {one_line(cause)}"
             release(reservations() - others)
         snapshot = board.snapshot()
         if snapshot.counts.finished or snapshot.stopping or board.strike(kind, message):
