@@ -52,7 +52,7 @@ from tests.ceph import KEY, SECRET, Ceph, Unavailable, install
 from tests.faulty import Faulty
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario, eventually
-from tests.ports import free_port
+from tests.ports import free_ports
 from tests.processes import below, kill, playing
 
 if TYPE_CHECKING:
@@ -202,10 +202,11 @@ class Head:
     def start(self) -> Head:
         kill(*self._orphans)
         for _ in range(3):  # Ray gives its processes 30 s, which a busy machine may miss
-            address, log = f"127.0.0.1:{free_port()}", self._logs / "head.log"
+            (gcs, client), log = free_ports(2), self._logs / "head.log"
+            address = f"127.0.0.1:{gcs}"
             command = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--include-dashboard=false"]
             command += ["--no-monitor", "--include-log-monitor=false"]  # each would cost seconds, nothing needs them
-            command += [f"--port={address.split(':')[1]}", f"--ray-client-server-port={free_port()}", "--num-cpus=2"]
+            command += [f"--port={gcs}", f"--ray-client-server-port={client}", "--num-cpus=2"]
             command += ["--object-store-memory=100000000", "--disable-usage-stats", f"--temp-dir={self._folder}"]
             with log.open("wb") as file:
                 self._process = subprocess.Popen(command, env=self.environment, stdout=file, stderr=file, cwd="/")

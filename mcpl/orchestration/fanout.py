@@ -489,7 +489,7 @@ def _fit_to_the_end(board: Board, handle, orders: Orders, workers, scratch: str,
         kind, message = "error", "all workers left before the work was done"
         try:
             _trainer(handle, orders, workers, scratch, verbose).fit()
-        except (RayActorError, ray.train.ControllerError) as error:  # it died, or a worker did while it made the group whole
+        except (RayActorError, ray.train.ControllerError) as error:  # it died, or a worker while it made its group
             cause = getattr(error, "controller_failure", error)
             kind, message = "death", f"Ray Train's controller: {one_line(cause)}"
             release(reservations() - others)
