@@ -48,7 +48,7 @@ from mcpl.orchestration.compaction import Compacted, compact
 from mcpl.orchestration.fanout import Orders
 from mcpl.orchestration.queue import Board, LockedBoard
 from mcpl.tracking import mlflow as tracking
-from tests.ceph import KEY, SECRET, Ceph, Unavailable, install
+from tests import ceph
 from tests.faulty import Faulty
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario, eventually
@@ -525,21 +525,21 @@ def joined_in(output: str, shards: int) -> Compacted:
 @contextmanager
 def object_store(kind: str, root: Path) -> Iterator[tuple[str, str]]:
     """(name, endpoint) of the store that was asked for."""
-    os.environ.update(AWS_ACCESS_KEY_ID=KEY, AWS_SECRET_ACCESS_KEY=SECRET, AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(AWS_ACCESS_KEY_ID=ceph.KEY, AWS_SECRET_ACCESS_KEY=ceph.SECRET, AWS_DEFAULT_REGION="us-east-1")
     os.environ.pop("AWS_PROFILE", None)
     if kind != "moto":
-        node = Ceph(root / "c")
         try:
-            install()
-            node.start()
-            yield "Ceph RGW", node.url
-            return
-        except Unavailable as reason:
+            node = ceph.running(root / "c")
+        except ceph.Unavailable as reason:
             if kind == "ceph":
                 raise SystemExit(f"no Ceph: {reason}") from None
             print(f"no Ceph ({reason}); moto_server instead")
-        finally:
-            node.stop()
+        else:
+            try:
+                yield "Ceph RGW", node.url
+            finally:
+                node.stop()
+            return
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

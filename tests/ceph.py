@@ -88,6 +88,18 @@ def install() -> None:
         raise Unavailable(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
 
 
+def running(folder: Path) -> Ceph:
+    """A node that answers, with its files under `folder`; Unavailable where it cannot be had.
+
+    A monitor that has just started on a busy machine refuses its first questions now and then: begun anew, once.
+    """
+    install()
+    try:
+        return Ceph(folder / "0").start()
+    except Unavailable:
+        return Ceph(folder / "1").start()
+
+
 class Ceph:
     """One node that answers S3 at `url`; its gateway can be killed and started again."""
 
@@ -99,6 +111,14 @@ class Ceph:
         self._running: dict[str, subprocess.Popen] = {}
 
     def start(self) -> Ceph:
+        try:
+            self._start()
+        except Unavailable:
+            self.stop()
+            raise
+        return self
+
+    def _start(self) -> None:
         for name in ("mon", "osd", "rgw"):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "keyring").touch()
@@ -118,7 +138,6 @@ class Ceph:
         self.start_gateway()
         user = ("--uid=test", "--display-name=test", f"--access-key={KEY}", f"--secret={SECRET}")
         self._call("radosgw-admin", "user", "create", *user)
-        return self
 
     def start_gateway(self) -> None:
         self._spawn("rgw", "radosgw", "-f", "-n", "client.rgw")

@@ -131,15 +131,12 @@ def migrated(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def ceph():
     """A real S3 server, installed where it is missing; skipped with the reason where it cannot be had."""
-    from tests.ceph import Ceph, Unavailable, install
+    from tests.ceph import Unavailable, running
 
     with tempfile.TemporaryDirectory(prefix="c") as folder:
-        node = Ceph(Path(folder) / "n")
         try:
-            install()
-            node.start()
+            node = running(Path(folder))
         except Unavailable as reason:
-            node.stop()
             pytest.skip(f"no Ceph: {reason}")
         yield node
         node.stop()

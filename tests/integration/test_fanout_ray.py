@@ -7,10 +7,14 @@ import signal
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train import ControllerError
 
 from mcpl.errors import ConfigError
+from mcpl.orchestration import fanout
 from mcpl.orchestration.attempts import reservations
 from mcpl.orchestration.fanout import NoProgress
 from tests.orchestration import scenario as scenarios
@@ -100,6 +104,34 @@ def test_kill_9_of_what_stands_between_driver_and_workers(scenario, ray_cluster,
     assert (summary.learned, summary.new) == (32, 32)
     assert scenario.compared().equals(expected)
     assert summary.lost_workers == {"queue": 0, "controller": 1}[part]
+
+
+@pytest.mark.parametrize(("times", "lost"), [(1, 1), (99, None)])
+def test_a_worker_that_dies_while_its_group_is_made_whole(scenario, ray_cluster, monkeypatch, times, lost):
+    """Ray Train then gives the whole run up instead of the worker; the driver begins it anew, but not for ever."""
+    scenario.pictures(8)
+    expected = undisturbed(scenario)
+    real, left = fanout._trainer, [times]
+
+    def trainer(*orders):
+        made = real(*orders)
+
+        def fit():
+            if not left[0]:
+                return made.fit()
+            left[0] -= 1
+            raise ControllerError(RayActorError())
+
+        return SimpleNamespace(fit=fit)
+
+    monkeypatch.setattr(fanout, "_trainer", trainer)
+    if lost is None:
+        with pytest.raises(NoProgress, match=r"Ray Train's controller: .*(Error|died)"):
+            scenario.run(scenario.config(workers=2), inline=False)
+        return
+    summary = scenario.run(scenario.config(workers=2), inline=False)
+    assert (summary.learned, summary.lost_workers) == (8, lost)
+    assert scenario.compared().equals(expected)
 
 
 def test_a_worker_that_always_fails_ends_the_run_and_keeps_the_rest(scenario, ray_cluster):
