@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test quick lint bench format base clean
+.PHONY: help venv demo test quick lint bench speed format base clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 10
@@ -46,6 +46,10 @@ lint: $(STAMP)  ## style and layers
 
 bench: $(STAMP)  ## counted work and ratios of a step against their limits; a minute
 	$(BIN)/python -m benchmarks.guard
+
+speed: $(STAMP)  ## the figures of docs/speed.md, on a machine that does nothing else; half an hour
+	for name in recording packing roofline peer steps_to_quality; do \
+		$(BIN)/python -m benchmarks.$$name --write docs/results/$$name.json || exit 1; done
 
 format: $(STAMP)  ## rewrite to style
 	$(BIN)/ruff check --fix .

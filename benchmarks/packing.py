@@ -22,7 +22,7 @@ from pathlib import Path
 
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
 from benchmarks.processes import Done, at_once, meet
-from benchmarks.provenance import provenance
+from benchmarks.provenance import say
 
 COMPARED = 8
 """pictures of a pack in the ratios"""
@@ -78,6 +78,7 @@ def main() -> None:
     for hidden in ("--worker", "--workers"):
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     if given.worker is not None:
         worker(given)
@@ -89,10 +90,10 @@ def main() -> None:
         rates[name] = {int(k): sum(int(k) / one.told["step_s"][k] for one in done) for k in done[0].told["step_s"]}
         print(name + ": " + "  ".join(f"K={k} {rate:.2f}/s" for k, rate in rates[name].items()), flush=True)
     start = start_up(1, given)
-    print(json.dumps(ratios(rates, start, given.steps, given.pictures) | {
+    say(ratios(rates, start, given.steps, given.pictures) | {
         "rates": {name: {k: round(rate, 3) for k, rate in own.items()} for name, own in rates.items()},
-        "start_s": round(start, 1), "recipe": given.recipe, **provenance("benchmarks.packing", BASE, JUDGE),
-    }))  # fmt: skip
+        "start_s": round(start, 1), "recipe": given.recipe,
+    }, "benchmarks.packing", given.write, BASE, JUDGE)  # fmt: skip
 
 
 def ratios(rates: dict[str, dict[int, float]], start: float, steps: int, pictures: int) -> dict[str, float]:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.jobs import BASE, JUDGE
 from benchmarks.processes import Done, at_once, cores
-from benchmarks.provenance import provenance
+from benchmarks.provenance import say
 from mcpl.scenes.world import shapes
 
 PACK = 8
@@ -120,6 +120,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=60, help="steps that are measured, where not all are run")
     parser.add_argument("--recipe", default="paper")
     parser.add_argument("--full", action="store_true", help="run every picture with all of its steps")
+    parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch, many = Path(name), len(cores())
@@ -137,7 +138,7 @@ def main() -> None:
             whole = train_all(scratch / "all", scratch / "full", given.steps, given.recipe)
     words = sum(len(names) for _, names in everything) / len(everything)
     per_hour, steady = 3600 * given.pictures / whole, 3600 / (given.steps * step)
-    print(json.dumps({
+    say({
         "ratio": round(per_hour / theirs.pictures_per_hour(given.steps), 3),
         "ratio_steady": round(steady / theirs.pictures_per_hour(given.steps, start=False), 3),
         "ratio_one_word": round(per_hour / theirs.pictures_per_hour(given.steps, runs=round(words)), 3),
@@ -148,8 +149,7 @@ def main() -> None:
         "ours": {"start_s": round(start, 1), "picture_step_s": round(step, 5)},
         "pictures": given.pictures, "steps": given.steps, "words": words, "recipe": given.recipe,
         "how": "every picture run" if given.full else "arithmetic from measured starts and steps",
-        **provenance("benchmarks.peer", BASE, JUDGE),
-    }))  # fmt: skip
+    }, "benchmarks.peer", given.write, BASE, JUDGE)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def machine(module: str) -> dict[str, Any]:
     }
 
 
-def say(found: Mapping[str, Any], module: str, file: Path | None = None) -> None:
-    """The last line of a benchmark that looks at no base: what it found and where that comes from; kept in `file`."""
-    found = {**found, **machine(module)}
+def say(
+    found: Mapping[str, Any], module: str, file: Path | None = None, base: Path | None = None, judge: Path | None = None
+) -> None:
+    """A benchmark's last line: what it found, and where that comes from (its base, where given); kept in `file`."""
+    found = {**found, **(provenance(module, base, judge) if base and judge else machine(module))}
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found, indent=1) + "\n")

@@ -16,16 +16,16 @@ encoder, U-Net and objective forwards, and the gradient of the learned rows. The
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
-from benchmarks.provenance import provenance
+from benchmarks.provenance import say
 from benchmarks.textual_inversion import Stored
 from mcpl.learning.batch import draw_rows, pack_rows
 from mcpl.learning.step import RowMasks, step
@@ -117,17 +117,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--pack", type=int, default=2, help="pictures in the batch")
+    parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     ratios = compared(variants(given.pack), given.rounds)
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.3f} of a step without")
-    print(json.dumps({
+    say({
         "ratio": round(ratios["recorded"], 4), "ratio_loss": round(ratios["loss"], 4),
         "ratio_all_layers": round(ratios["all_layers"], 4), "promptcl": round(ratios["promptcl"], 4),
         "look": round(look_share(given.pack), 4), "rounds": given.rounds, "pack": given.pack,
-        **provenance("benchmarks.recording", BASE, JUDGE),
-    }))  # fmt: skip
+    }, "benchmarks.recording", given.write, BASE, JUDGE)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
-from benchmarks.provenance import provenance
+from benchmarks.provenance import say
 from mcpl.config import Recipe
 from mcpl.learning.batch import make_job
 from mcpl.learning.learner import Learner
@@ -278,6 +279,7 @@ def main() -> None:
     parser.add_argument("--gpu-bases", default="sd15,sdxl")
     parser.add_argument("--gpu-packs", default="1,2,4,8,16")
     parser.add_argument("--rehearse", action="store_true", help="run the second part's code on the CPU, small base")
+    parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     found = cpu(given.pack, endless(given.recipe), given.seconds)
@@ -288,10 +290,9 @@ def main() -> None:
         if given.rehearse
         else gpu(given.gpu_bases.split(","), [int(k) for k in given.gpu_packs.split(",")], given.seconds)
     )
-    print(json.dumps({
+    say({
         "ratio": found["utilisation"], "cpu": found, "gpu": second, "recipe": given.recipe,
-        **provenance("benchmarks.roofline", BASE, JUDGE),
-    }))  # fmt: skip
+    }, "benchmarks.roofline", given.write, BASE, JUDGE)  # fmt: skip
 
 
 if __name__ == "__main__":

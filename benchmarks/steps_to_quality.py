@@ -20,7 +20,6 @@ of how many. The full size is `--pictures 16 --steps 3000`.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +30,7 @@ from safetensors.torch import load_file
 from benchmarks.jobs import BASE, JUDGE, SET
 from benchmarks.peer import peer_command, write_pictures
 from benchmarks.processes import at_once, cores
-from benchmarks.provenance import provenance
+from benchmarks.provenance import say
 from benchmarks.recipes import examples
 from mcpl.config import Placement, Recipe
 from mcpl.evaluation.evaluate import _judged
@@ -147,6 +146,7 @@ def main() -> None:
     parser.add_argument("--ours", default="best")
     parser.add_argument("--our-steps", type=int, default=160, help="most steps of ours")
     parser.add_argument("--peer-lr", type=float, default=5e-4)
+    parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     recipe = adjust(load(given.ours), initializer=",".join(shapes("named")), initializer_length="words")
@@ -162,13 +162,13 @@ def main() -> None:
         )
         ratio, verdict = compared(peer, ours, given.steps, given.our_steps)
     print(verdict)
-    print(json.dumps({
+    say({
         "ratio": ratio, "verdict": verdict,
         "peer": {str(step): round(share, 4) for step, share in sorted(peer.known.items())},
         "ours": {str(step): round(share, 4) for step, share in sorted(ours.known.items())},
         "drawn_at_each_mark": given.samples * sum(len(job.concepts) for job in jobs),
-        "recipe": given.ours, "peer_lr": given.peer_lr, **provenance("benchmarks.steps_to_quality", BASE, JUDGE),
-    }))  # fmt: skip
+        "recipe": given.ours, "peer_lr": given.peer_lr,
+    }, "benchmarks.steps_to_quality", given.write, BASE, JUDGE)  # fmt: skip
 
 
 if __name__ == "__main__":
