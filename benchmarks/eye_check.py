@@ -34,7 +34,7 @@ from mcpl.scenes.judge import KINDS, WEIGHTS
 from mcpl.scenes.scene import Scene, sample_scene
 from mcpl.scenes.world import shapes
 
-SEED = 30_000  # of prompts and noise; not those of the gates
+SEED = 31_000  # of prompts and noise; not those of the gates
 PICTURES, CELLS = 100, 20
 FORM = Path(__file__).resolve().parents[1] / "docs" / "base" / "eye-check.csv"
 COLUMNS = ("number", "right", "shapes")
