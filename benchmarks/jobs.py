@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from mcpl.config import Placement, Recipe
 from mcpl.learning.learner import Learner
 from mcpl.models.base import BaseModel
@@ -16,10 +18,10 @@ SET = "unnamed-2"
 
 
 def scene_jobs(recipe: Recipe, count: int, model: BaseModel | None = None) -> tuple[BaseModel, tuple[Job, ...]]:
-    """A base and the jobs of the first `count` scenes."""
+    """A base and the jobs of the first `count` scenes; this process keeps the threads that it has."""
     from benchmarks.recipes import examples
 
-    runner = Runner(recipe, Placement(), model)
+    runner = Runner(recipe, Placement(threads=torch.get_num_threads()), model)
     return runner.model, tuple(runner.prepare(example) for example in examples(SET, "dev", count))
 
 

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
 from benchmarks.processes import Done, at_once, meet
 from benchmarks.provenance import say
@@ -34,7 +36,9 @@ def worker(given: argparse.Namespace) -> None:
     """Time a step of every pack size; prints K -> seconds per step, looks included in their share."""
     began, seconds, recipe = time.perf_counter(), {}, endless(given.recipe)
     packs = [int(k) for k in given.packs.split(",")]
-    model, jobs = scene_jobs(recipe, max(packs))
+    model, _ = scene_jobs(recipe, 1)
+    ready = time.perf_counter() - began
+    _, jobs = scene_jobs(recipe, max(packs), model)
     for k in packs:
         learner = under_way(model, jobs[:k], recipe)
         meet(given.folder, f"start-{k}", given.worker, given.workers)
@@ -49,7 +53,8 @@ def worker(given: argparse.Namespace) -> None:
         learner._look()
         seconds[k] = step + (time.perf_counter() - started) / recipe.probe_every
         meet(given.folder, f"end-{k}", given.worker, given.workers)
-    print(json.dumps({"step_s": seconds, "inside_s": time.perf_counter() - began}))
+    inside = time.perf_counter() - began
+    print(json.dumps({"step_s": seconds, "ready_s": ready, "inside_s": inside, "threads": torch.get_num_threads()}))
 
 
 def measured(name: str, packs: str, given: argparse.Namespace) -> list[Done]:
@@ -61,11 +66,9 @@ def measured(name: str, packs: str, given: argparse.Namespace) -> list[Done]:
         return at_once([[*common, str(n)] for n in range(workers)], threads)
 
 
-def start_up(threads: int | None, given: argparse.Namespace) -> float:
-    """Seconds that a run needs besides its steps: libraries, base, picture. The step itself is two warm-up steps."""
-    done = measured("1 worker, 1 thread", "1", given)[0]
-    loop = given.seconds + 5 * done.told["step_s"]["1"]
-    return max(0.0, done.wall_s - loop)
+def start_up(done: list[Done]) -> float:
+    """Seconds that a process needs before its first step: libraries, base, one picture; mean of workers at once."""
+    return sum(one.wall_s - one.told["inside_s"] + one.told["ready_s"] for one in done) / len(done)
 
 
 def main() -> None:
@@ -84,15 +87,17 @@ def main() -> None:
         worker(given)
         return
     rates: dict[str, dict[int, float]] = {}
+    threads: dict[str, int] = {}
     for name in ARRANGEMENTS:
         packs = given.packs if "default" not in name else f"1,{COMPARED}"
         done = measured(name, packs, given)
+        threads[name] = done[0].told["threads"]
         rates[name] = {int(k): sum(int(k) / one.told["step_s"][k] for one in done) for k in done[0].told["step_s"]}
         print(name + ": " + "  ".join(f"K={k} {rate:.2f}/s" for k, rate in rates[name].items()), flush=True)
-    start = start_up(1, given)
+    start = start_up(done)  # of the last arrangement: a worker a core
     say(ratios(rates, start, given.steps, given.pictures) | {
         "rates": {name: {k: round(rate, 3) for k, rate in own.items()} for name, own in rates.items()},
-        "start_s": round(start, 1), "recipe": given.recipe,
+        "threads": threads, "start_s": round(start, 1), "recipe": given.recipe,
     }, "benchmarks.packing", given.write, BASE, JUDGE)  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 
 from mcpl.models.stable_diffusion import files_digest
 from mcpl.orchestration.job import commit
+
+LOAD = round(os.getloadavg()[0], 2)
+"""processes that wanted a core in the minute before this one began: figures of time want it near 0"""
 
 
 def provenance(module: str, base: Path, judge: Path) -> dict[str, Any]:
@@ -37,7 +41,9 @@ def machine(module: str) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "load_before": LOAD,
         },
+        "day": f"{datetime.now(UTC):%Y-%m-%d}",
     }
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import textual_inversion
+from benchmarks.jobs import endless, scene_jobs
 from benchmarks.packing import ratios
-from benchmarks.peer import Cost
+from benchmarks.peer import Cost, longest
 from benchmarks.processes import at_once
 from benchmarks.roofline import Operations
 from benchmarks.steps_to_quality import compared, marks
@@ -46,6 +47,21 @@ def test_packing_ratios():
     assert found["ratio"] == 1.5 and found["ratio_default"] == 3.75
     # separate: two at once, 20 s and 200 steps at 5 a second each; packs: 20 s once, then 60 x 200 / 15 s
     assert found["ratio_started"] == pytest.approx((60 / 820) / (2 / 60), abs=1e-3)
+
+
+def test_the_busiest_worker_is_waited_for():
+    """50 pictures in packs of 8 on two workers: three rounds of both, and a last pack of two."""
+    assert (longest(50, 2), longest(16, 2), longest(17, 2), longest(8, 2)) == (26, 8, 9, 8)
+
+
+def test_timed_jobs_keep_the_threads_that_they_were_given():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        scene_jobs(endless("paper"), 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_pictures_per_hour_of_the_peer():
