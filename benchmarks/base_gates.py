@@ -9,7 +9,8 @@ verdicts first:
 
     shape, colour, count, relation   share of pictures that show every asked shape; colour; so many objects; the side
     attention_iou                    16x16 cross-attention of each noun against its true mask, on noised renders: mean
-                                     over layers, heads and 10 stratified time steps, divided by its maximum, over .5
+                                     over layers, heads and 10 stratified time steps, divided by its maximum, over .5;
+                                     n objects, the interval resamples their scenes
     judge                            share of fresh renders that the judge reads without a mistake
     vae_psnr                         dB of a render's round trip through the autoencoder
     all_right_1, all_right_2         share with everything right and nothing else, one and two objects apart
@@ -76,11 +77,11 @@ def gate_scenes(count: int) -> list[Scene]:
 
 
 @torch.no_grad()
-def attention_iou(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> list[float]:
-    """Intersection over union of each told noun's attention with the object's visible mask, one value an object."""
+def attention_iou(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> list[list[float]]:
+    """Intersection over union of each told noun's attention with its object's visible mask: scenes of objects."""
     keep = pipe.scheduler.alphas_cumprod
     side = pipe.unet.config.sample_size
-    values: list[float] = []
+    values: list[list[float]] = []
     for number, scene in enumerate(scenes):
         random = torch.Generator().manual_seed(SEED + number)
         picture, masks = render(scene, 2 * side // 32)
@@ -97,8 +98,14 @@ def attention_iou(pipe: StableDiffusionPipeline, scenes: list[Scene]) -> list[fl
         maps = recording.maps().mean(0)
         found = maps / maps.amax((1, 2), keepdim=True) >= 0.5
         true = F.avg_pool2d(torch.from_numpy(masks).float()[None], masks.shape[-1] // side)[0] >= 0.5
-        values += ((found & true).sum((1, 2)) / (found | true).sum((1, 2))).tolist()
+        values.append(((found & true).sum((1, 2)) / (found | true).sum((1, 2))).tolist())
     return values
+
+
+def scenes_interval(values: Sequence[Sequence[float]]) -> dict[str, float | int]:
+    """Mean over all objects; its interval resamples scenes, because the objects of one scene hang together."""
+    pairs = [(number, value) for number, each in enumerate(values) for value in each]
+    return interval([value for _, value in pairs], clusters=[number for number, _ in pairs])
 
 
 def judged(judge: Judge, scenes: list[Scene], pictures: np.ndarray) -> list[Sample]:
@@ -159,7 +166,7 @@ def measure(
     drawn = draw(pipe, [caption(scene) for scene in scenes], seed=SEED, steps=steps, guidance=guidance)
     samples = judged(judge, scenes, drawn)
     gates = pictures_gates(samples) | judges_gates(pipe, judge)
-    gates["attention_iou"] = interval(attention_iou(pipe, scenes[: min(prompts, 200)]))
+    gates["attention_iou"] = scenes_interval(attention_iou(pipe, scenes))
     return {name: gates[name] for name in (*FIRST, *(key for key in gates if key not in FIRST))}, samples
 
 

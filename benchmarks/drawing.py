@@ -50,11 +50,28 @@ def draw(
     return np.concatenate(pictures)
 
 
-def interval(values: Sequence[float], *, resamples: int = 2000) -> dict[str, float | int]:
-    """Mean and its 95 % bootstrap interval."""
+def interval(
+    values: Sequence[float], *, clusters: Sequence[int] | None = None, resamples: int = 2000
+) -> dict[str, float | int]:
+    """Mean of `n` values and its 95 % interval: Wilson's score interval for shares, else the bootstrap's.
+
+    Shares are values that are all 0 or 1, of which the bootstrap would make nothing where all are alike (Wilson 1927).
+    clusters  one number a value: values of one cluster hang together, and clusters are resampled instead of values
+    """
     data = np.asarray(values, float)
     if not len(data):
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0}
-    means = data[np.random.default_rng(0).integers(len(data), size=(resamples, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    if clusters is None and np.isin(data, (0, 1)).all():
+        low, high = _wilson(float(data.mean()), len(data))
+    else:
+        _, own = np.unique(np.arange(len(data)) if clusters is None else clusters, return_inverse=True)
+        sums, sizes = np.bincount(own, data), np.bincount(own)
+        rows = np.random.default_rng(0).integers(len(sums), size=(resamples, len(sums)))
+        low, high = np.quantile(sums[rows].sum(1) / sizes[rows].sum(1), [0.025, 0.975]).tolist()
     return {"mean": round(float(data.mean()), 4), "low": round(low, 4), "high": round(high, 4), "n": len(data)}
+
+
+def _wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share of n trials."""
+    middle, half = share + z**2 / (2 * n), z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from benchmarks import base_gates, eye_check
-from benchmarks.base_gates import FIRST, Sample, attention_iou, gate_scenes, pictures_gates, wrong
+from benchmarks.base_gates import FIRST, Sample, attention_iou, gate_scenes, pictures_gates, scenes_interval, wrong
 from benchmarks.contact_sheet import Cell, contact_sheet
 from benchmarks.drawing import draw, interval
 from mcpl.errors import ConfigError
@@ -25,11 +25,22 @@ from mcpl.scenes.scene import Scene
 GOOD = Verdict(True, True, True, True, None, True)
 
 
-def test_intervals():
-    assert interval([1.0] * 10) == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 10}
-    half = interval([0.0, 1.0] * 50)
-    assert half["mean"] == 0.5 and 0.37 < half["low"] < 0.45 < 0.55 < half["high"] < 0.63
+def test_intervals_of_shares_are_wilsons():
+    assert interval([1.0] * 10) == {"mean": 1.0, "low": 0.7225, "high": 1.0, "n": 10}  # 10 / (10 + 1.96^2)
+    assert interval([False] * 10) == {"mean": 0.0, "low": 0.0, "high": 0.2775, "n": 10}
+    # (0.5 + 0.0192 -+ 1.96 * sqrt(0.25 / 100 + 0.000096)) / 1.0384
+    assert interval([0.0, 1.0] * 50) == {"mean": 0.5, "low": 0.4038, "high": 0.5962, "n": 100}
     assert math.isnan(interval([])["mean"])
+
+
+def test_other_values_are_resampled_and_so_are_scenes():
+    half = interval([0.25, 0.75] * 50)
+    assert half["mean"] == 0.5 and 0.43 < half["low"] < 0.47 < 0.53 < half["high"] < 0.57
+    # twins tell no more than one of them: as wide as 50 values, sqrt(2) wider than 100
+    twins = scenes_interval([[0.25, 0.25], [0.75, 0.75]] * 25)
+    single = interval([0.25, 0.75] * 25)
+    assert twins == {**single, "n": 100} and twins["high"] - twins["low"] > 1.2 * (half["high"] - half["low"])
+    assert scenes_interval([[0.3], [0.6, 0.9]])["mean"] == 0.6  # over objects, whatever scene they are of
 
 
 def test_the_shipped_base_draws_offline_and_the_same_again():
@@ -41,7 +52,7 @@ def test_the_shipped_base_draws_offline_and_the_same_again():
     assert pictures.shape == (2, 32, 32, 3) and pictures.std() > 5
     assert (pictures == draw(pipe, prompts, seed=0, steps=4, guidance=3.0)).all()
     values = attention_iou(pipe, scenes)
-    assert len(values) == 3 and all(0 <= value <= 1 for value in values)
+    assert [len(scene) for scene in values] == [1, 2] and all(0 <= value <= 1 for scene in values for value in scene)
 
 
 def _sample(scene: Scene, first: Verdict, second: Verdict, shape: str = "star") -> Sample:
@@ -80,6 +91,7 @@ def test_the_command_leaves_a_trail(tmp_path, monkeypatch, capsys):
     base_gates.main()
     gates = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert tuple(gates)[: len(FIRST)] == FIRST and {"judge_round_trip", "second_judge", "agreement"} < set(gates)
+    assert gates["attention_iou"]["n"] == 6  # every object of every prompt
     assert all(set(gate) == {"mean", "low", "high", "n"} for gate in gates.values())
     written = json.loads(kept["--write"].read_text())
     assert written["gates"] == gates and written["hardware"]["torch"] == torch.__version__ and written["base_digest"]
