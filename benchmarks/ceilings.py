@@ -3,24 +3,30 @@
     python -m benchmarks.ceilings [--base DIR] [--split dev|test] [--pictures N] [--write docs/results/ceilings.json]
 
 Every scene of a set is told in full by its true names, and the picture that the base draws is judged by what was
-asked. A word that was learned perfectly says no more than that; in the -bare sets it has to hold colour and texture
-too, so their ceiling is told with them. Overlap cannot be asked for: the occluded sets have one ceiling.
+asked, by the trained judge and by the second one, which shares no weights and no learning with it. A word that was
+learned perfectly says no more than that.
 
     right                           share of pictures with everything right and nothing else
     shape, colour, count, relation  the same of one trait
     alone                           share right when one object of each picture is asked for by itself
+    second_right, second_...        the second judge's verdicts on the same pictures
     vae_psnr                        dB of the set's own pictures' round trip through the autoencoder
-    usable                          right >= 0.5 by its mean: only such a set may carry a bar
+    usable                          right >= 0.5 by its mean and the trained judge: only such a set may carry a bar
+    doubted                         usable, but right < 0.5 by the second judge
+    status                          measured; borrowed from the set in `ceiling`; or unmeasured
 
-Unnamed shapes have no name: they are told as "thing", which is chance and no ceiling, and a set of them is usable if
-its named twin is. No judge reads tissue. Sets of groups are averaged over each group before the interval.
+Borrowed: the -bare sets are the same pictures, whose words have to hold colour and texture too, so their ceiling is
+told with them; overlap cannot be asked for, so the occluded sets have one ceiling, that of the first. Unnamed shapes
+have no name, so their own ceiling is unmeasured: told as "thing" they show what chance does, and a set of them is
+usable if its named twin is. No judge reads tissue, so its ceiling is unmeasured, too. Sets of
+groups are averaged over each group before the interval. Intervals are 95 %: Wilson's, or the bootstrap's where values
+lie between 0 and 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,10 +35,12 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.drawing import GUIDANCE, STEPS, draw, interval, open_base
-from mcpl.scenes.benchmark import SETS, SPLITS, BenchmarkRow, BenchmarkSet, rows
+from benchmarks.base_gates import judged
+from benchmarks.drawing import GUIDANCE, STEPS, draw, interval, judge_of, open_base
+from benchmarks.provenance import provenance, say
+from mcpl.scenes.benchmark import SETS, SPLITS, BenchmarkRow, rows
 from mcpl.scenes.grammar import caption
-from mcpl.scenes.judge import WEIGHTS, Judge, matches
+from mcpl.scenes.judge import WEIGHTS, Judge
 from mcpl.scenes.scene import Scene
 from mcpl.scenes.training.autoencoder import psnr, round_trip
 from mcpl.scenes.training.latents import pictures_to_tensor
@@ -40,44 +48,51 @@ from mcpl.scenes.training.latents import pictures_to_tensor
 SEED = 30_000  # of the noise
 LEAST = 0.5  # a set's ceiling, to carry a bar
 TRAITS = ("right", "shape", "colour", "count", "relation")
+JUDGES = {"": "trained", "second_": "second"}  # prefix of a figure -> whose verdict it is
+FIGURES = tuple(prefix + trait for prefix in JUDGES for trait in (*TRAITS, "alone"))
 LEGEND = __doc__.split("\n\n", 2)[2].strip()
-PAGE = "# Ceilings of Scenes-MC\n\n`python -m benchmarks.ceilings`. {told}\n\n{table}\n\n```text\n{legend}\n```\n"
+PAGE = "# Ceilings of Scenes-MC\n\n{origin}\n\n{told}\n\n{table}\n\n```text\n{legend}\n```\n"
 
 
 def measure(base: Path, split: str, pictures: int | None = None, **sampling: Any) -> dict[str, dict[str, Any]]:
-    """set -> what the base reaches there; sets of one stream ask for the same and are drawn once."""
+    """set -> what the base reaches there; sets of one stream ask for the same, and only the first of them is drawn."""
     pipe, judge = open_base(base)
     found: dict[str, dict[str, Any]] = {}
-    streams: dict[str, dict[str, Any]] = {}
+    drawn: dict[str, str] = {}  # stream -> its first set
     for name, spec in SETS.items():
         shown = list(rows(name, split))[:pictures]
-        if spec.stream not in streams:
-            streams[spec.stream] = {} if spec.pool == "tissue" else ceiling(pipe, judge, shown, **sampling)
+        first = drawn.setdefault(spec.stream, name)
+        figures = ceiling(pipe, judge, shown, **sampling) if first == name and spec.pool != "tissue" else {}
         told = pictures_to_tensor(np.stack([row.picture for row in shown]))
         found[name] = {
             "pictures": len(shown),
             "told": {"named": "true names", "unnamed": "thing", "tissue": None}[spec.pool],
-            **{trait: streams[spec.stream].get(trait) for trait in (*TRAITS, "alone")},
+            **{figure: figures.get(figure) for figure in FIGURES},
             "vae_psnr": interval(psnr(told, round_trip(pipe.vae, told)).tolist()),
+            "ceiling": first if spec.ceiling == name else spec.ceiling,
         }
-    for name, spec in SETS.items():
-        found[name] |= {"ceiling": spec.ceiling, "usable": usable(spec, found)}
+    for name, entry in found.items():
+        status = "unmeasured" if entry["ceiling"] is None else "measured" if entry["ceiling"] == name else "borrowed"
+        entry |= {"status": status, **verdict(entry["ceiling"], found)}
     return found
 
 
-def ceiling(pipe: StableDiffusionPipeline, judge: Judge, shown: Sequence[BenchmarkRow], **sampling: Any):
-    """The base's pictures of these scenes, and of one object of each in turn, as the judge sees them."""
+def ceiling(
+    pipe: StableDiffusionPipeline, judge: Judge, shown: Sequence[BenchmarkRow], **sampling: Any
+) -> dict[str, dict[str, float | int] | None]:
+    """The base's pictures of these scenes, and of one object of each in turn, as both judges see them."""
     scenes = [row.scene for row in shown]
     lone = [Scene(s.ground, (s.objects[i % len(s.objects)],)) for i, s in enumerate(scenes)]
-    verdicts, alone = (
-        [matches(reading, scene) for reading, scene in zip(judge.read(drawn), asked, strict=True)]
-        for asked, drawn in (
-            (each, draw(pipe, [caption(scene) for scene in each], seed=seed, **sampling))
-            for each, seed in ((scenes, SEED), (lone, 2 * SEED))
-        )
+    whole, alone = (
+        judged(judge, asked, draw(pipe, [caption(scene) for scene in asked], seed=seed, **sampling))
+        for asked, seed in ((scenes, SEED), (lone, 2 * SEED))
     )
-    told = {trait: _interval(shown, [getattr(verdict, trait) for verdict in verdicts]) for trait in TRAITS}
-    return told | {"alone": _interval(shown, [verdict.right for verdict in alone])}
+    told = {}
+    for number, prefix in enumerate(JUDGES):
+        for trait in TRAITS:
+            told[prefix + trait] = _interval(shown, [getattr(sample.verdicts[number], trait) for sample in whole])
+        told[prefix + "alone"] = _interval(shown, [sample.verdicts[number].right for sample in alone])
+    return told
 
 
 def _interval(shown: Sequence[BenchmarkRow], values: Iterable[bool | None]) -> dict[str, float | int] | None:
@@ -87,27 +102,45 @@ def _interval(shown: Sequence[BenchmarkRow], values: Iterable[bool | None]) -> d
     return interval(means) if means else None
 
 
-def usable(spec: BenchmarkSet, found: dict[str, dict[str, Any]]) -> bool | None:
-    """May a bar rest on this set? None where nothing bounds it."""
-    return None if spec.ceiling is None else found[spec.ceiling]["right"]["mean"] >= LEAST
+def verdict(bound: str | None, found: Mapping[str, dict[str, Any]]) -> dict[str, bool | None]:
+    """May a bar rest on a set whose ceiling is that of the set `bound`? `usable` is None where nothing bounds it."""
+    if bound is None:
+        return {"usable": None, "doubted": None}
+    usable = found[bound]["right"]["mean"] >= LEAST
+    return {"usable": usable, "doubted": usable and found[bound]["second_right"]["mean"] < LEAST}
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """The figures in Markdown."""
-    heads = ["set", "pictures", "told as", "all right", *TRAITS[1:], "one alone", "VAE, dB", "usable for bars"]
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+def table(found: Mapping[str, dict[str, Any]]) -> str:
+    """The figures in Markdown: a line a set and judge, and one line for a set of which nothing was drawn."""
+    heads = ["set", "pictures", "told as", "ceiling", "judge", "all right", *TRAITS[1:], "one alone", "VAE, dB"]
+    heads.append("usable for bars")
+    lines = [_line(heads), "|" + "---|" * len(heads)]
     for name, entry in found.items():
-        by = "" if entry["ceiling"] in (name, None) else f" (by {entry['ceiling']})"
-        cells = [
-            name,
-            str(entry["pictures"]),
-            {"thing": "no name: thing", None: "no name, no judge"}.get(entry["told"], entry["told"]),
-            *(_cell(entry[trait]) for trait in (*TRAITS, "alone")),
-            f"{entry['vae_psnr']['mean']:.1f}",
-            {True: "yes", False: "**no**", None: "no ceiling"}[entry["usable"]] + by,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        told = {"thing": "no name: thing", None: "no name, no judge"}.get(entry["told"], entry["told"])
+        usable = {True: "yes", False: "**no**", None: "ceiling unmeasured"}[entry["usable"]]
+        usable += " (the second judge: under 0.5)" if entry["doubted"] else ""
+        first = [name, str(entry["pictures"]), told, _origin(entry)]
+        last = [f"{entry['vae_psnr']['mean']:.1f}", usable]
+        if entry["right"] is None:
+            lines.append(_line([*first, *["-"] * (len(TRAITS) + 2), *last]))
+            continue
+        for prefix, judge in JUDGES.items():
+            figures = [_cell(entry[prefix + trait]) for trait in (*TRAITS, "alone")]
+            lines.append(_line([*first, judge, *figures, *last]))
+            first, last = [""] * len(first), [""] * len(last)
     return "\n".join(lines)
+
+
+def _origin(entry: Mapping[str, Any]) -> str:
+    """Was a set's ceiling measured? What is drawn of unnamed shapes is none, for "thing" is chance."""
+    if entry["status"] != "borrowed":
+        return entry["status"]
+    chance = "; figures: chance" if entry["right"] else ""
+    return f"borrowed from {entry['ceiling']}" + ("; its own unmeasured" + chance) * (entry["told"] == "thing")
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(value: dict[str, float | int] | None) -> str:
@@ -126,15 +159,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     found = measure(args.base, args.split, args.pictures, steps=args.steps, guidance=args.guidance)
-    how = {"base": args.base.resolve().name, "split": args.split, "steps": args.steps, "guidance": args.guidance}
-    told = f"Base {how['base']}, {how['split']} split, {how['steps']} steps, guidance {how['guidance']:g}."
-    record = json.dumps(how | {"sets": found})
+    how = {"split": args.split, "pictures": args.pictures, "steps": args.steps, "guidance": args.guidance}
+    seeds = {"noise": SEED, "noise_alone": 2 * SEED, "bootstrap": 0}
+    trained = judge_of(args.base)
+    told = f"Base {args.base.resolve().name}, {args.split} split, {args.steps} steps, guidance {args.guidance:g}."
     if args.write:
+        origin = provenance("benchmarks.ceilings", args.base, trained)
         args.write.parent.mkdir(parents=True, exist_ok=True)
-        args.write.write_text(record + "\n")
-        args.write.with_suffix(".md").write_text(PAGE.format(told=told, table=table(found), legend=LEGEND))
+        page = PAGE.format(origin=_come_from(origin), told=told, table=table(found), legend=LEGEND)
+        args.write.with_suffix(".md").write_text(page)
     print(f"{told}\n\n{table(found)}\n")
-    print(record)
+    say(how | {"seeds": seeds, "sets": found}, "benchmarks.ceilings", args.write, args.base, trained)
+
+
+def _come_from(origin: Mapping[str, Any]) -> str:
+    """One line of where the figures come from."""
+    return (
+        f"`{origin['command']}`, base `{origin['base_digest']}`, judge `{origin['judge_sha256'][:16]}`, code "
+        f"`{origin['commit']}`, {origin['hardware']['cpu']}, torch {origin['hardware']['torch']}."
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from mcpl.prompts import TEMPLATES, parse
 from mcpl.scenes import benchmark
 from mcpl.scenes.benchmark import OCCLUSIONS, SETS, SPLITS, BenchmarkRow, digest
 from mcpl.scenes.grammar import vocabulary
+from mcpl.scenes.judge import WEIGHTS
 from mcpl.scenes.render import render
 from mcpl.scenes.scene import COUNTS, Scene, sample_scene
 from mcpl.scenes.tissue import TISSUES
@@ -207,17 +208,47 @@ def test_the_command_builds_sets_a_sheet_and_a_table(tmp_path):
     assert wrong.returncode == 2 and "no set of Scenes-MC: use named-2, " in wrong.stderr
 
 
-def test_ceilings_say_what_may_carry_a_bar(tiny_base_dir, monkeypatch):
-    some = ("named-3", "unnamed-3-bare", "named-diverse", "tissue-2")
+def test_ceilings_say_what_may_carry_a_bar(tmp_path, monkeypatch, capsys):
+    some = ("named-3", "unnamed-3-bare", "occluded-0", "occluded-25", "named-diverse", "tissue-2")
     monkeypatch.setattr(ceilings, "SETS", {name: SETS[name] for name in some})
-    found = ceilings.measure(tiny_base_dir, "dev", 8, steps=2)
-    assert [found[name]["told"] for name in some] == ["true names", "thing", "true names", None]
-    assert found["named-3"]["right"]["n"] == found["named-3"]["alone"]["n"] == 8
-    assert found["named-3"]["relation"] is None and found["named-diverse"]["relation"]["n"] == 2  # groups
+    kept = tmp_path / "ceilings.json"
+    options = ["--split", "dev", "--pictures", "8", "--steps", "1", "--write", str(kept)]
+    monkeypatch.setattr(sys, "argv", ["ceilings", *options])
+    ceilings.main()
+    printed = capsys.readouterr().out.splitlines()
+    record = json.loads(kept.read_text())
+    assert json.loads(printed[-1]) == record
+    assert record["command"].startswith("python -m benchmarks.ceilings --split") and record["hardware"]["cpu"]
+    assert len(record["base_digest"]) == 16 and len(record["judge_sha256"]) == 64 and record["commit"]
+    assert record["seeds"]["noise"] == ceilings.SEED
+    found = record["sets"]
+    told = ["true names", "thing", "true names", "true names", "true names", None]
+    assert [found[name]["told"] for name in some] == told
+    for prefix in ("", "second_"):  # both judges score the split
+        assert found["named-3"][prefix + "right"]["n"] == found["named-3"][prefix + "alone"]["n"] == 8
+        assert found["named-3"][prefix + "relation"] is None
+        assert found["named-diverse"][prefix + "relation"]["n"] == 2  # groups
     assert found["tissue-2"]["right"] is None and found["tissue-2"]["vae_psnr"]["n"] == 8
-    assert [found[name]["usable"] for name in some] == [False, False, False, None]  # random weights draw nothing right
-    json.dumps(found, allow_nan=False)
-    page = ceilings.table(found)
-    assert "no name: thing" in page and "**no** (by named-3)" in page and "no name, no judge" in page
-    found["named-3"]["right"]["mean"] = 0.5
-    assert ceilings.usable(SETS["unnamed-3-bare"], found)
+    assert found["occluded-25"]["right"] is None, "nobody draws the occluded sets apart"
+    assert [found[name]["status"] for name in some] == [
+        "measured", "borrowed", "measured", "borrowed", "measured", "unmeasured",
+    ]  # fmt: skip
+    assert {found[name]["usable"] for name in some[:-1]} == {False}  # one step draws nothing right
+    assert found["tissue-2"]["usable"] is None
+    page = kept.with_suffix(".md").read_text()
+    rows = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    assert "borrowed from named-3; its own unmeasured; figures: chance" in rows["unnamed-3-bare"]
+    assert "borrowed from occluded-0" in rows["occluded-25"] and rows["occluded-25"].count("| - ") == 7
+    assert "ceiling unmeasured" in rows["tissue-2"] and record["base_digest"] in page
+    assert page.count("| second |") == 4
+
+
+def test_a_set_that_the_second_judge_does_not_bear_out_is_marked(monkeypatch):
+    monkeypatch.setattr(ceilings, "SETS", {"named-2": SETS["named-2"]})
+    found = ceilings.measure(WEIGHTS.parent, "dev", 2, steps=1)
+    found["named-2"]["right"]["mean"] = 0.5
+    for second, doubted in ((0.49, True), (0.5, False)):
+        found["named-2"]["second_right"]["mean"] = second
+        assert ceilings.verdict("named-2", found) == {"usable": True, "doubted": doubted}
+        marked = {"named-2": found["named-2"] | ceilings.verdict("named-2", found)}
+        assert ("the second judge: under 0.5" in ceilings.table(marked)) == doubted
