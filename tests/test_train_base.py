@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from mcpl.errors import ConfigError
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.training.data import scene_and_caption
 from mcpl.scenes.training.export import export, pipeline
@@ -86,6 +87,20 @@ def test_finishing_leaves_the_constant_phase_as_it_was(tmp_path):
     work(job, rank=0, world=1)
     assert json.loads((tmp_path / "finish" / "state.json").read_text())["cursor"] == 16
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_finishing_a_hand_over_starts_from_its_weights(tmp_path):
+    trainer = Trainer(CONFIG)
+    train(trainer, tmp_path / "run", until=8)
+    trainer.hand_over(tmp_path / "hand")
+    options = {**OPTIONS, "out": tmp_path / "new", "resume": tmp_path / "hand", "finish": True, "until": 8}
+    work(Job.from_options(options), rank=0, world=1)
+    finished = Trainer(CONFIG, fresh=False)
+    finished.load(tmp_path / "new" / "finish")
+    assert finished.cursor == 8 and torch.allclose(_weights(finished), _weights(trainer), atol=1e-3)
+    assert Job.from_options({**options, "out": tmp_path / "run"}).source == tmp_path / "run"  # what OUT holds is first
+    with pytest.raises(ConfigError, match="--finish: neither .*empty nor --resume holds"):
+        Job.from_options({**options, "out": tmp_path / "empty", "resume": None})
 
 
 def test_a_hand_over_goes_on_at_its_cursor_with_a_new_warm_up(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from mcpl.errors import ConfigError
 from mcpl.scenes.training.latents import decode, tensor_to_pictures
 from mcpl.scenes.training.loop import BaseConfig, Trainer, train
 from mcpl.scenes.training.preview import PROMPTS, sample_latents, sheet
@@ -34,6 +35,8 @@ class Job(BaseModel):
         # absolute, because workers stand in another directory
         folder, source = (path and Path(path).resolve() for path in (options["out"], options["resume"]))
         begun = [place / "state.json" for place in (folder, source) if place and (place / "state.json").exists()]
+        if options["finish"] and not begun:
+            raise ConfigError(f"--finish: neither {folder} nor --resume holds a state.json; train there first")
         state = json.loads(begun[0].read_text()) if begun else {"config": {}, "cursor": 0}
         told = {name: options[name] for name in BaseConfig.model_fields if options.get(name) is not None}
         shape = {name: options[name] for name in ("pixels", "channels") if options.get(name) is not None}
@@ -43,7 +46,7 @@ class Job(BaseModel):
             values.setdefault("decay_from", None)
             values["decay_from"] = state["cursor"]
             values["decay_samples"] = options["decay_samples"] or max(1, state["cursor"] // 9)
-            folder, source = folder / "finish", folder
+            folder, source = folder / "finish", begun[0].parent
         folder.mkdir(parents=True, exist_ok=True)
         return Job(
             config=BaseConfig(**values),
