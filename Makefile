@@ -57,7 +57,7 @@ format: $(STAMP)  ## rewrite to style
 
 base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (hours)
 	$(BIN)/python pipelines/train_base.py vae --out runs/base/vae
-	$(BIN)/python pipelines/train_base.py judge --out runs/base/judge.safetensors
+	$(BIN)/python pipelines/train_base.py judge --out runs/base/judge.safetensors --vae runs/base/vae
 	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --until $(SAMPLES)
 	$(BIN)/python pipelines/train_base.py unet --out runs/base/unet --workers 2 --until $$(($(SAMPLES) + $(COURSE))) \
 		--late 0.25 --objects 0.05,0.9,0.05
@@ -65,6 +65,8 @@ base: $(STAMP)  ## make the small base from nothing, into runs/base/scenes (hour
 		--late 0.5 --objects 0.2,0.6,0.2
 	$(BIN)/python pipelines/train_base.py export --run runs/base/unet/finish --vae runs/base/vae \
 		--judge runs/base/judge.safetensors --out runs/base/scenes
+	$(BIN)/python -m benchmarks.familiar --base runs/base/scenes --write
+	$(BIN)/python -m benchmarks.base_gates --base runs/base/scenes --write runs/base/gates.json --page runs/base/page
 
 clean:  ## forget what demo and tests left
 	rm -rf demo .pytest_cache .ruff_cache .import_linter_cache

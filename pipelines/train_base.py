@@ -2,7 +2,7 @@
 """Train the small base model: `vae`, `judge` and `unet` (the long part), then `export`, or `handover` to go on later.
 
 python pipelines/train_base.py vae   --out runs/vae
-python pipelines/train_base.py judge --out runs/judge.safetensors
+python pipelines/train_base.py judge --out runs/judge.safetensors --vae runs/vae
 python pipelines/train_base.py unet --out runs/base --workers 2 --minutes 100
 python pipelines/train_base.py unet --out runs/base --late 0.25 --objects 0.05,0.9,0.05 --minutes 20   # layout
 python pipelines/train_base.py unet --out runs/base --finish          # decay the learning rate in runs/base/finish
@@ -76,7 +76,8 @@ def judge(args: argparse.Namespace) -> None:
     """The result is one file of weights."""
     from mcpl.scenes.training.judging import train_judge
 
-    train_judge(seed=args.seed, steps=args.steps).save(args.out)
+    made = {"vae": args.vae} if args.vae else {}
+    train_judge(seed=args.seed, steps=args.steps, **made).save(args.out)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -105,6 +106,8 @@ def main() -> None:
         command.add_argument("--seed", type=int, default=0)
         if stage is vae:
             command.add_argument("--pixels", type=int, help="side of a picture, a multiple of 32")
+        else:
+            command.add_argument("--vae", type=Path, help="whose round trips it sees through; the shipped one")
     for stage in (export, handover):
         command = commands.add_parser(stage.__name__, help=(stage.__doc__ or "").strip())
         command.set_defaults(run=stage)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from benchmarks import familiar
 from mcpl.errors import ConfigError
+from mcpl.models.catalogue import load
+from mcpl.scenes.judge import WEIGHTS
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.training.data import scene_and_caption
 from mcpl.scenes.training.export import export, pipeline
@@ -197,3 +202,45 @@ def test_two_ray_workers_train_and_save_when_terminated(tmp_path):
     (tmp_path / "stop").unlink()
     work(again.model_copy(update={"until": cursor + 4}), rank=0, world=1)
     assert json.loads((tmp_path / "state.json").read_text())["cursor"] == cursor + 4
+
+
+def test_make_base_uses_what_it_made_and_ends_with_the_gates():
+    """The judge learns to see through the new autoencoder, and the limits of the familiar are those of the new base."""
+    make = shutil.which("make")
+    if not make:
+        pytest.skip("no make here")
+    root = Path(__file__).resolve().parents[1]
+    printed = subprocess.run(
+        [make, "--no-print-directory", "-n", "base"], cwd=root, capture_output=True, text=True, check=True
+    ).stdout
+    lines = printed.replace("\\\n", " ").splitlines()
+    [judge] = [line for line in lines if " judge " in line]
+    assert "--vae runs/base/vae" in judge
+    assert "benchmarks.familiar --base runs/base/scenes --write" in lines[-2]
+    assert "benchmarks.base_gates --base runs/base/scenes" in lines[-1]
+
+
+def test_a_judge_learns_from_the_autoencoder_that_is_told(tmp_path):
+    build_vae(TINY).save_pretrained(tmp_path / "vae")
+    saved, script = [], Path(__file__).resolve().parents[1] / "pipelines" / "train_base.py"
+    for vae in ((), ("--vae", str(WEIGHTS.parent / "vae")), ("--vae", str(tmp_path / "vae"))):
+        options = ["judge", "--out", str(tmp_path / "judge.safetensors"), "--steps", "2", *vae]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train_base.py", *options])
+            patch.setattr(sys, "path", [*sys.path])
+            patch.setattr(os, "environ", dict(os.environ))
+            runpy.run_path(str(script), run_name="__main__")
+        saved.append((tmp_path / "judge.safetensors").read_bytes())
+    assert saved[0] == saved[1] != saved[2]
+
+
+def test_the_limits_of_the_familiar_are_those_of_the_base_that_is_told(tmp_path, monkeypatch, capsys):
+    export(pipeline(Trainer(CONFIG), build_vae(TINY)), tmp_path)
+    monkeypatch.setattr(sys, "argv", ["familiar", "--base", str(tmp_path), "--n", "2", "--write"])
+    familiar.main()
+    limits = json.loads(capsys.readouterr().out.splitlines()[-1])
+    base = load(str(tmp_path), device="cpu")  # the new file is recorded, or this would refuse it
+    assert base.facts.familiar == limits
+    (tmp_path / "familiar.json").write_text("{}")
+    with pytest.raises(ConfigError, match="familiar.json is not the file"):
+        load(str(tmp_path), device="cpu")

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from mcpl.scenes.training.job import resumed
 from mcpl.scenes.training.loop import Trainer
 
-TOP = ("model_index.json", "judge.safetensors")  # files of the export that lie in no subfolder
+TOP = ("model_index.json", "judge.safetensors", "familiar.json")  # files of the export that lie in no subfolder
 
 
 def pipeline(trainer: Trainer, vae: AutoencoderKL) -> StableDiffusionPipeline:
@@ -46,11 +46,12 @@ def export_run(run: Path, vae: Path, judge: Path, folder: Path) -> str:
     pipe = pipeline(resumed(run), AutoencoderKL.from_pretrained(vae, local_files_only=True))
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(judge, folder / "judge.safetensors")
+    (folder / "familiar.json").unlink(missing_ok=True)  # measured on other weights
     return export(pipe, folder)
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file that decides what the pipeline draws and the judge says."""
+    """sha256 of every file that decides what the pipeline draws, the judge says and `mcpl learn` warns of."""
     files = [*(p for p in folder.glob("*/*") if p.is_file()), *(folder / name for name in TOP)]
     files = sorted(p for p in files if p.exists())
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
