@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
+from mcpl.digests import check_files
 from mcpl.scenes.judge import WEIGHTS, Judge
 from mcpl.scenes.training.latents import tensor_to_pictures
 from mcpl.scenes.training.preview import sample_latents
@@ -18,7 +19,8 @@ ROWS = 50  # pictures generated at once
 
 
 def open_base(base: Path) -> tuple[StableDiffusionPipeline, Judge]:
-    """The base in a directory, and its own judge where it has one, else the shipped one."""
+    """The base in a directory, with its own judge or the shipped one. ConfigError where its files were altered."""
+    check_files(base)
     pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     return pipe, Judge.load(judge_of(base))
 

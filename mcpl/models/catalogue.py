@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from mcpl.digests import ASSETS, check_files
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.models.base import BaseModel
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -103,8 +102,7 @@ def load(
     try:
         with _quiet():
             directory = Path(entry.source) if Path(entry.source).is_dir() else _downloaded(entry)
-            if directory.is_relative_to(ASSETS):
-                _check_shipped(directory)
+            check_files(directory)
             kind = _check_kind(_kind(directory), entry.source)
             model = _adapted(kind, directory, entry, name, DTYPES[precision])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -164,17 +162,6 @@ def _check_kind(kind: str, source: str) -> str:
     if kind not in ARCHITECTURES:
         raise ConfigError(f"{source}: model_index.json names {kind}; known are {', '.join(ARCHITECTURES)}")
     return kind
-
-
-def _check_shipped(directory: Path) -> None:
-    """The shipped files are what their record says, or a ConfigError names the first that is not."""
-    record = directory / "digest.json"
-    if not record.is_file():
-        raise ConfigError(f"{directory}: no digest.json beside the shipped base: install the package again")
-    for name, expected in json.loads(record.read_text())["files"].items():
-        path = directory / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise ConfigError(f"{path} is not the file that was shipped: install the package again")
 
 
 @contextlib.contextmanager

@@ -18,16 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from mcpl.digests import ASSETS, check_files
+from mcpl.errors import ConfigError
 from mcpl.scenes.scene import Scene, SceneObject
 from mcpl.scenes.world import COLOURS, RELATIONS, SHAPES, TEXTURES
 
 CELL = 2  # px, side of a cell
 KINDS = (*SHAPES, "none")
-WEIGHTS = Path(__file__).resolve().parents[1] / "assets" / "scenes-v1" / "judge.safetensors"
+WEIGHTS = ASSETS / "scenes-v1" / "judge.safetensors"
 THRESHOLD = 0.4  # least presence of an object's centre
 APART = 2  # cells; of two centres nearer than this the weaker is dropped
 
@@ -112,8 +115,18 @@ class Judge:
 
     @staticmethod
     def load(path: Path = WEIGHTS) -> Judge:
+        """The judge that a file holds; ConfigError where it is not the file that was recorded, or no judge."""
+        check_files(path.parent, path.name)
         net = JudgeNet()
-        net.load_state_dict({name: value.float() for name, value in load_file(path).items()}, strict=False)
+        try:
+            state = {name: value.float() for name, value in load_file(path).items()}
+            odd = net.load_state_dict(state, strict=False)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise ConfigError(f"{path} is no judge: {' '.join(str(error).split())[:200]}; train it anew") from None
+        missing = [name for name in odd.missing_keys if not name.endswith("num_batches_tracked")]  # counts, unused
+        if missing or odd.unexpected_keys:
+            told = f"lacks {missing[0]}" if missing else f"holds {odd.unexpected_keys[0]}"
+            raise ConfigError(f"{path} is no judge of this version ({told}): train it anew")
         return Judge(net)
 
     def save(self, path: Path) -> None:

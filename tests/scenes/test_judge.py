@@ -1,10 +1,17 @@
 """Both judges read fresh renders, held-out ones and spoilt ones, and their verdicts are what a person would say."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
+from benchmarks.drawing import open_base
+from mcpl import digests
+from mcpl.errors import ConfigError
+from mcpl.models.catalogue import load
 from mcpl.scenes.judge import WEIGHTS, Judge, Reading, SeenObject, matches
 from mcpl.scenes.render import render
 from mcpl.scenes.scene import Scene, SceneObject, sample_scene
@@ -201,3 +208,49 @@ def test_the_analytic_code_is_undone_up_to_the_detail_it_drops():
     assert psnr(pictures, decode(encode(pictures)).clamp(-1, 1)).mean() > 24
     flat = torch.full((1, 3, 4, 4), 0.3)
     assert torch.allclose(decode(encode(flat)), flat, atol=1e-6)
+
+
+def test_a_judge_with_a_weight_missing_or_another_shape_is_refused(judge, tmp_path):
+    judge.save(tmp_path / "whole.safetensors")
+    again = Judge.load(tmp_path / "whole.safetensors")  # without the counts of batches, which nothing reads
+    picture = render(sample_scene([5, 5]))[0][None]
+    assert torch.allclose(again.features(picture), judge.features(picture))
+    state = load_file(tmp_path / "whole.safetensors")
+    for name, change, told in (
+        ("lacking", {"head.weight": None}, "lacks head.weight"),
+        ("more", {"tail.weight": torch.zeros(1)}, "holds tail.weight"),
+        ("wider", {"head.weight": torch.zeros(3, 64, 1, 1)}, "size mismatch"),
+    ):
+        changed = {key: value for key, value in {**state, **change}.items() if value is not None}
+        save_file(changed, tmp_path / f"{name}.safetensors")
+        with pytest.raises(ConfigError, match=told):
+            Judge.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("file", ["judge.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_base_with_one_flipped_bit_is_refused_where_it_claims_to_be_the_shipped_one(tmp_path, file):
+    copy = tmp_path / "scenes"
+    shutil.copytree(WEIGHTS.parent, copy)
+    load(str(copy), device="cpu")
+    content = bytearray((copy / file).read_bytes())
+    content[-1] ^= 1
+    (copy / file).write_bytes(content)
+    openers = [lambda: load(str(copy), device="cpu"), lambda: open_base(copy)]
+    openers += [lambda: Judge.load(copy / file)] * file.startswith("judge")
+    for opener in openers:
+        with pytest.raises(ConfigError, match=f"{file} is not the file that"):
+            opener()
+    (copy / "digest.json").unlink()  # it claims nothing any more
+    load(str(copy), device="cpu")
+
+
+def test_the_shipped_base_is_checked_by_whatever_path_it_is_reached(tmp_path, monkeypatch):
+    assets = tmp_path / "assets"
+    shutil.copytree(WEIGHTS.parent, assets / "scenes")
+    (assets / "scenes" / "digest.json").unlink()
+    monkeypatch.setattr(digests, "ASSETS", assets)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(assets / "scenes")
+    for path in ("assets/scenes", "./link"):
+        with pytest.raises(ConfigError, match="no digest.json beside the shipped base"):
+            load(path, device="cpu")
