@@ -16,7 +16,8 @@ verdicts first:
     all_right_1, all_right_2         share with everything right and nothing else, one and two objects apart
     shape_1, shape_2, ...            shape, colour, count for one and two objects apart (a relation always has two)
     judge_round_trip                 as judge, on renders that went through the autoencoder
-    second_judge, second_judge_...   the same of the second judge, which shares nothing with the first
+    second_judge, second_judge_...   the same of the second judge: it shares no weights and no learning with the first;
+                                     both use the world's outlines and the same comparison (`matches`)
     second_shape, second_...         the second judge's verdicts on the same generated pictures
     agreement                        share of the generated pictures that both judges call right, or both wrong
     agreement_1, agreement_2         the same for one and two objects apart
@@ -220,8 +221,9 @@ def save_page(samples: Sequence[Sample], gates: dict[str, dict], origin: dict, f
         f"{origin['hardware']['cpu']}, torch {origin['hardware']['torch']}.",
         "",
         "Prompts and noise are fixed by their numbers, and none is left out. Under each picture stand its prompt and "
-        "the verdicts of the two judges, a tick for right, a cross and the reasons for wrong. The judges share neither "
-        "weights nor code nor data. The gates, with 95 % intervals:",
+        "the verdicts of the two judges, a tick for right, a cross and the reasons for wrong. The second judge "
+        "shares no weights and no learning with the first; both use the world's outlines and the same comparison "
+        "(`matches`). The gates, with 95 % intervals:",
         "",
         "| gate | mean | interval | n |",
         "|---|---|---|---|",

@@ -3,7 +3,8 @@
 It looks at every 2x2 px cell (object centres lie on their corners) and says whether an object is centred there, and
 which shape, colour and texture it has; "none" is the shape of blobs, merges and fragments, so that a smear is never
 taken for the nearest shape; it is trained on what a diffusion model gets wrong (`training/judging.py`). A second
-judge that shares nothing with it is in `second_judge.py`; `matches` serves both.
+judge (`second_judge.py`) shares no weights and no learning with it; both use the world's outlines and the same
+comparison (`matches`).
 
     reading = Judge.load().read(pictures)[0]
     matches(reading, scene).right

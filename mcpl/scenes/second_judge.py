@@ -1,7 +1,7 @@
 """The second judge: finds objects by colour and names them by the world's own outlines. Nothing of it is learned.
 
-It shares no weights, data or code with the trained judge (`mcpl.scenes.judge`), only the words `Reading` and
-`SeenObject`, so that one can check the other. Every step is arithmetic that can be followed by hand:
+It shares no weights and no learning with the trained judge (`mcpl.scenes.judge`), so that one can check the other; both
+use the world's outlines and the same comparison (`matches`). Every step is arithmetic that can be followed by hand:
 
     ground      the ground colour that most pixels are near
     colour      each other pixel lies on a line from the ground to a colour of the world, at some share of the way

@@ -1,8 +1,9 @@
 """The training loop of the small base: a U-Net and its text encoder on analytic latents, resumable at any step.
 
 The learning rate warms up, holds, and falls to zero over a last stretch only when asked (`decay_from`), so that a run
-of unknown length can be cut anywhere. Everything random hangs on (seed, sample cursor): stopped and resumed equals
-uninterrupted as long as the optimiser's state is kept.
+of unknown length can be cut anywhere. Everything random hangs on (seed, sample cursor) and the number of
+workers, because noise is seeded by each worker's first sample: stopped and resumed equals uninterrupted as long as the
+workers are as many and the optimiser's state is kept.
 """
 
 from __future__ import annotations
