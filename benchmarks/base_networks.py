@@ -91,7 +91,7 @@ def velocity_error(unet, trainer: Trainer, clean: torch.Tensor, told: torch.Tens
 def questions(trainer: Trainer, prompts: int) -> dict[str, float]:
     """What the averaged weights know."""
     text_encoder, unet = trainer.averaged()
-    pictures, ids = batch(trainer.config.seed, range(UNSEEN, UNSEEN + SCENES), trainer.tokenizer)
+    pictures, ids = batch(0, range(UNSEEN, UNSEEN + SCENES), trainer.tokenizer)
     error = velocity_error(unet, trainer, encode(pictures), text_encoder(input_ids=ids).last_hidden_state)
     scenes = [sample_scene([UNSEEN, i], objects=1, pool=shapes("named")) for i in range(prompts)]
     latents = sample_latents(unet, text_encoder, trainer.tokenizer, trainer.scheduler, [caption(s) for s in scenes])
