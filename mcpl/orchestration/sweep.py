@@ -86,9 +86,9 @@ def run(
         examples(space.sets, space.split, space.dataset, space.pictures)
     kept = Trials(store, space)
     record = _Record(open_tracker(tracker, uri=tracking_uri, experiment=experiment, home=home_of(store)), store, space)
-    for result in kept.untold():  # killed between the result and the end of its run
-        record.end(result)
-        kept.mark_told(result.number)
+    for result in kept.untold():  # killed between the result and the end of its run, or the server was away
+        if record.end(result):
+            kept.mark_told(result.number)
     search, left = Search(kept), trials - len(kept.results())
     if left > 0:
         _tune(search, kept, record, left, placement, concurrent, runner, console, verbose)
@@ -254,8 +254,8 @@ class _Following(tune.Callback):
             (trial.last_result or {}).get("rows", ()),
         )  # fmt: skip
         self._search.end(result)
-        self._record.end(result)
-        self._kept.mark_told(number)
+        if self._record.end(result):  # else the same command tells it again, from the store: a spool may be lost
+            self._kept.mark_told(number)
         self._board.end(result)
 
     def __getstate__(self) -> dict:
@@ -293,7 +293,8 @@ class _Record:
             self._said[number] = said["packs"]
             self._runs[number].metrics({k: v for k, v in said.items() if k != "packs"}, step=said["packs"])
 
-    def end(self, result: Result) -> None:
+    def end(self, result: Result) -> bool:
+        """End a trial's run; whether all that it said has reached the tracker."""
         run = self.start(result.number, dict(result.values))
         for said in result.reports:  # all of them where the process was killed before the run ended
             self.report(result.number, said)
@@ -301,6 +302,7 @@ class _Record:
         run.tags({"mcpl.trial_state": result.state} | ({"reason": result.reason} if result.reason else {}))
         run.finish("FAILED" if result.state == "failed" else "FINISHED")
         del self._runs[result.number]
+        return run.delivered
 
     def tell_best(self, result: Result, trials: int, files: dict[str, bytes]) -> None:
         """The sweep's report lies with the run of its best trial; the tag says among how many it was best."""

@@ -3,7 +3,7 @@
     OUT/sweep.json                  the space
     OUT/trials/00007/asked.json     what trial 7 tries: written before it starts
     OUT/trials/00007/result.json    how it ended: put-if-absent
-    OUT/trials/00007/told           its MLflow run has ended
+    OUT/trials/00007/told           its MLflow run has ended, and the server has it all
 
 A trial that was asked and has no result is tried again under its own number; the search (Optuna's TPE) is made anew
 from the results at every start. So a kill at any moment loses at most what the trials at work had learned.

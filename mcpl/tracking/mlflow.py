@@ -6,6 +6,7 @@ and delivered later.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 from mcpl.tracking.base import LATER, DatasetInput, Run, RunRecord, Status, flatten
 from mcpl.tracking.redaction import redact
 from mcpl.tracking.server import (
+    REFUSALS,
     Away,
     connect,
     experiment_id,
@@ -49,7 +51,6 @@ TABLE_ROWS = 1000  # of a table drawn on the run's page; the whole is in its Par
 JOB_TAG = "mcpl.job"
 
 _NAME = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a metric's or parameter's name
-_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "INVALID_STATE", "BAD_REQUEST"}
 
 
 class MLflowTracker:
@@ -60,13 +61,13 @@ class MLflowTracker:
         self.uri = resolve_uri(uri, home)
         self.experiment = experiment
         self._home = Path(home).resolve()
-        self._away = ""
+        self._away, self._next_attempt = "", 0.0
         try:
             self._client = connect(self.uri)
         except Away as reason:
             if not self.uri.startswith(("http://", "https://")):  # a database has no client before it answers
                 raise
-            self._away = str(reason)
+            self._went_away(reason)
             self._client = load_mlflow().MlflowClient(self.uri, self.uri)
             return
         with plain_errors(self.uri):
@@ -86,19 +87,30 @@ class MLflowTracker:
         asked = {"params": {k: redact(v) for k, v in flatten(params).items()}, "name": name, "job": job}
         asked |= {"tags": {k: redact(str(v)) for k, v in tags.items()}, "resume": resume and asdict(resume)}
         asked |= {"dataset": dataset and asdict(replace(dataset, source=redact(dataset.source)))}
-        if self._away:
-            record = RunRecord(redact(self.uri), self.experiment, LATER + uuid.uuid4().hex)
-            run = MLflowRun(self._client, record, self._spool_of(record.run_id), opens=self._open)
-            run.start_later(asked, self._away)
-        else:
-            record = RunRecord(redact(self.uri), self.experiment, "")
-            with plain_errors(self.uri):
-                record, resumed = self._open(record, asked)
-            run = MLflowRun(self._client, record, self._spool_of(record.run_id), resumed)
+        run = self._started(asked)
         for group, values in params.items():
             if isinstance(values, Mapping):
                 run.artifact(_yaml(values), f"{group}.yaml")
         return run
+
+    def _started(self, asked: Mapping[str, Any]) -> MLflowRun:
+        """The run that was asked for, opened now, or later where the server is away."""
+        record = RunRecord(redact(self.uri), self.experiment, "")
+        if time.monotonic() >= self._next_attempt:
+            try:
+                with plain_errors(self.uri), impatient() if self._away else contextlib.nullcontext():
+                    record, resumed = self._open(record, asked)
+                self._away = ""
+                return MLflowRun(self._client, record, self._spool_of(record.run_id), resumed)
+            except (Away, OSError) as reason:
+                self._went_away(reason)
+        record = replace(record, run_id=LATER + uuid.uuid4().hex)
+        run = MLflowRun(self._client, record, self._spool_of(record.run_id), opens=self._open)
+        run.start_later(asked, self._away)
+        return run
+
+    def _went_away(self, reason: Exception) -> None:
+        self._away, self._next_attempt = one_line(reason), time.monotonic() + RETRY_SECONDS
 
     def _open(self, record: RunRecord, asked: Mapping[str, Any]) -> tuple[RunRecord, bool]:
         """Open or go on with the run that was asked for, and describe it; True where there was one. Safe to repeat."""
@@ -318,7 +330,7 @@ class MLflowRun(Run):
             else:
                 self._client.set_terminated(run_id, body["status"], body["end_time"])
         except MlflowException as error:
-            if error.error_code in _REFUSALS:
+            if error.error_code in REFUSALS:
                 raise Refused(one_line(error)) from error
             raise
 

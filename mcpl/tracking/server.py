@@ -29,6 +29,8 @@ class Away(ConfigError):
 
 
 REACH_SECONDS = 6.0  # an unreachable server is named within this time
+REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "INVALID_STATE", "BAD_REQUEST"}
+"""codes of MLflow with which a server that is there says no"""
 
 
 def load_mlflow() -> ModuleType:
@@ -112,13 +114,14 @@ def experiment_id(client: MlflowClient, uri: str, name: str, home: Path) -> str:
 
 @contextlib.contextmanager
 def plain_errors(uri: str) -> Iterator[None]:
-    """MLflow's exceptions as one-line ConfigErrors."""
+    """MLflow's exceptions as one-line ConfigErrors: Away unless the server was there and refused."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        raise ConfigError(f"tracking server {redact(uri)} failed: {one_line(error)}") from error
+        kind = ConfigError if error.error_code in REFUSALS else Away
+        raise kind(f"tracking server {redact(uri)} failed: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

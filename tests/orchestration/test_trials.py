@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from rich.console import Console
 
 from mcpl.config import Placement
 from mcpl.data.storage import open_store
@@ -16,6 +18,7 @@ from mcpl.orchestration.space import read_space
 from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report
 from mcpl.recipes import best, load
+from mcpl.tracking.base import NullRun, NullTracker
 from tests.orchestration import sweep_stub
 from tests.orchestration.scenario import Scenario
 
@@ -164,3 +167,45 @@ def test_early_stopping_remembers_the_trials_of_before(space_file, tmp_path):
     better = type("Trial", (), {"trial_id": "better"})
     asha.on_trial_add(None, better)
     assert asha.on_trial_result(None, better, {"packs": 1, "gain": 0.9}) == "CONTINUE"
+
+
+def test_a_trial_is_told_once_the_server_has_it_all(space_file, tmp_path, monkeypatch):
+    """The server is away as trials end; the same command tells them, and then nobody twice."""
+    space = read_space(space_file())
+    store = open_store(str(tmp_path / "sweep"))
+    search = Search(Trials(store, space))
+    tried(search, space)
+    ended = []
+
+    class Voice(NullRun):
+        delivered = False
+
+        def finish(self, status="FINISHED"):
+            ended.append(status)
+
+    monkeypatch.setattr(NullTracker, "start", lambda self, *_, **__: Voice())
+    again = {"trials": 1, "tracker": "none", "runner": sweep_stub.NAME}
+    for delivered, ends in [(False, 2), (True, 2), (True, 1)]:  # the trial's own, and as the best that holds the report
+        Voice.delivered = delivered
+        ended.clear()
+        sweep.run(space, str(tmp_path / "sweep"), **again)
+        assert len(ended) == ends
+        assert (tmp_path / "sweep" / "trials" / "00000" / "told").exists() == delivered
+
+
+def test_a_trial_that_ends_while_the_server_is_away_is_not_told(space_file, tmp_path):
+    space = read_space(space_file())
+    kept = Trials(open_store(str(tmp_path / "sweep")), space)
+    search = Search(kept)
+    asked = search.ask()
+    run = NullRun()
+    run.delivered = False
+    tracker = SimpleNamespace(start=lambda *_, **__: run)
+    following = sweep._Following(
+        search, kept, sweep._Record(tracker, kept.store, space), sweep._Board(space, 4, kept, Console(quiet=True)), 4
+    )
+    trial = SimpleNamespace(config={"number": 0, "values": dict(asked.values)}, last_result={})
+    following.on_trial_start(0, [], trial)
+    following.on_trial_result(0, [], trial, {"packs": 4, "score": 0.5, "gain": 0.1, "passes": 8})
+    following.on_trial_complete(0, [], trial)
+    assert [result.number for result in kept.untold()] == [0]

@@ -8,6 +8,8 @@ import time
 
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from PIL import Image
 
 from mcpl.errors import ConfigError
@@ -259,6 +261,49 @@ def test_a_server_that_is_away_at_the_start_is_told_later(uri, ports, home, migr
     assert not (home / "mlflow-spool").exists() or not list((home / "mlflow-spool").iterdir())
     again = later.start(**JOB)  # the same job, resumed
     assert again.record.run_id == found.info.run_id
+
+
+@pytest.mark.parametrize("met", [ConnectionError("gone"), MlflowException("API request failed: connection refused")])
+def test_a_server_that_is_away_when_a_later_run_starts_is_told_later(met, home, monkeypatch, caplog):
+    """A sweep starts a run for each trial: the server may go and come back between two of them."""
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.0)
+    tracker = MLflowTracker(home=home)
+    tracker.start(**JOB | {"job": "first"}).finish()
+    asked = []
+    with monkeypatch.context() as broken:
+
+        def no_answer(*_, **__):
+            asked.append(1)
+            raise met
+
+        for verb in ("get_experiment_by_name", "search_experiments", "log_batch"):
+            broken.setattr(tracker._client, verb, no_answer)
+        runs = [tracker.start(**JOB | {"job": job}) for job in ("second", "third")]
+        assert len(asked) == 1, "a server that is away is not asked for every run"
+        for run in runs:
+            run.metrics({"loss": 2.0}, step=1)
+            run.finish()
+            assert not run.delivered and not run.record.opened
+    monkeypatch.setattr(tracker, "_next_attempt", 0.0)  # half a minute later
+    assert tracker.start(**JOB | {"job": "fourth"}).record.opened
+    for run in runs:
+        run._spool._lock.close()  # the process ends
+
+    later = MLflowTracker(home=home)
+    found = connect(later.uri).search_runs([later.experiment_id])
+    assert sorted(run.data.tags["mcpl.job"] for run in found) == ["first", "fourth", "second", "third"]
+    assert [run.data.metrics for run in found if run.data.tags["mcpl.job"] == "third"] == [{"loss": 2.0}]
+
+
+def test_a_server_that_refuses_a_later_run_is_not_away(home, monkeypatch):
+    tracker = MLflowTracker(home=home)
+
+    def refuse(*_, **__):
+        raise MlflowException("not yours", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(tracker._client, "get_experiment_by_name", refuse)
+    with pytest.raises(ConfigError, match="not yours"):
+        tracker.start(**JOB)
 
 
 @pytest.fixture
