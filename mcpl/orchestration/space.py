@@ -49,6 +49,10 @@ class Knob(Settings):
             raise ValueError("give either low and high, low < high, or choices")
         if self.log and (self.step is not None or not self.low or self.low <= 0):
             raise ValueError("log needs low > 0 and takes no step")
+        if self.step is not None and not (
+            ranged and 0 < self.step <= self.high - self.low and (not self.whole or float(self.step).is_integer())
+        ):
+            raise ValueError("step lies in a range, above 0 and at most high - low, and is whole where both ends are")
         return self
 
     @property
@@ -74,7 +78,9 @@ class Knob(Settings):
         return value in self.choices if self.choices else isinstance(value, int | float) and self._inside(value)
 
     def _inside(self, value: float) -> bool:
-        return self.low <= value <= self.high and (not self.step or (value - self.low) % self.step == 0)
+        step = self.step or (1 if self.whole else None)
+        places = (value - self.low) / step if step else 0
+        return self.low <= value <= self.high and abs(places - round(places)) < 1e-8  # Optuna's own tolerance
 
 
 class Early(Settings):
@@ -126,9 +132,16 @@ class Space(Settings):
     @property
     def start_values(self) -> dict[str, Value]:
         """The starting recipe's own values, where they lie in the space."""
+        return {path: value for path, value in self._own_values().items() if self.search[path].holds(value)}
+
+    @property
+    def outside(self) -> dict[str, Any]:
+        """The starting recipe's values that do not lie in the space: no trial can be that recipe."""
+        return {path: value for path, value in self._own_values().items() if not self.search[path].holds(value)}
+
+    def _own_values(self) -> dict[str, Any]:
         start = self.start.model_dump(mode="json")
-        own = {path: _at(start, path) for path in self.search}
-        return {path: value for path, value in own.items() if self.search[path].holds(value)}
+        return {path: _at(start, path) for path in self.search}
 
 
 def read_space(path: Path) -> Space:

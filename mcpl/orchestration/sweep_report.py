@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -34,12 +34,14 @@ def write_report(
         knobs = {path: knob.log for path, knob in space.search.items()}
         files["parallel.png"] = _png(sweeps.parallel(points, knobs, best=front[0].number))
         files["slices.png"] = _png(sweeps.slices(points, knobs, importances, best=front[0].number))
-    start = next((result for result in results if result.number == 0 and result.state == "finished"), None)
+    finished = (result for result in results if result.number == 0 and result.state == "finished")
+    start = next((first for first in finished if dict(first.values) == space.start_values), None)
     summary = {
         "trials": len(results),
         **{state: sum(r.state == state for r in results) for state in ("finished", "stopped", "failed")},
         "best": None if not front else {"number": front[0].number, "score": front[0].score, "passes": front[0].passes},
         "start": None if start is None else {"score": start.score, "passes": start.passes},
+        "outside": space.outside,
         "values": {} if not front else dict(front[0].values),
         "importances": {path: round(share, 4) for path, share in importances.items()},
         "report": store.join("report.md"),
@@ -111,6 +113,11 @@ def _markdown(results: list[Result], front: list[Result], space: Space, summary:
                 if summary["start"]
                 else ""
             )
+            + (
+                f" The starting recipe is not in the space ({_named(space.outside)}): no trial tells its score."
+                if space.outside
+                else ""
+            )
             + " It was chosen on these pictures, so its score is too good: confirm it on the test split.\n"
         )
         if space.cost:
@@ -127,6 +134,10 @@ def _markdown(results: list[Result], front: list[Result], space: Space, summary:
     if failed:
         parts.append("## Failed\n\n" + markdown_table(failed))
     return "\n".join(parts)
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"its {path} is {value}" for path, value in values.items())
 
 
 def _ranked(results: list[Result]) -> list[Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from mcpl.config import Placement
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.orchestration import sweep
-from mcpl.orchestration.space import read_space
+from mcpl.orchestration.space import Knob, read_space
 from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report
 from mcpl.recipes import best, load
@@ -80,6 +81,10 @@ def test_dots_reach_into_groups_and_the_start_is_the_recipes_own(space_file):
         ({"search": {"terms.nothing.weight": {"low": 1, "high": 2}}}, "terms.nothing.weight"),
         ({"search": {"attention_mask.threshold": {"low": 0.3, "high": 1.7}}}, "search.attention_mask.threshold.*1.7"),
         ({"search": {"lr": {"low": 2, "high": 1}}}, "low < high"),
+        ({"search": {"steps": {"low": 100, "high": 600, "step": 0.5}}}, "search.steps.*step .* whole"),
+        ({"search": {"attention_mask.threshold": {"low": 0.3, "high": 0.7, "step": 0}}}, "step .* above 0"),
+        ({"search": {"attention_mask.threshold": {"low": 0.3, "high": 0.7, "step": 0.5}}}, "at most high - low"),
+        ({"search": {"initializer": {"choices": ["noun"], "step": 1}}}, "step lies in a range"),
         ({"sets": ["unnamed-2"]}, "either sets"),
         ({"split": "test"}, "split.*dev"),
     ],
@@ -87,6 +92,41 @@ def test_dots_reach_into_groups_and_the_start_is_the_recipes_own(space_file):
 def test_a_wrong_space_is_one_line_before_anything_is_learned(space_file, changes, says):
     with pytest.raises(ConfigError, match=says):
         read_space(space_file(**changes))
+
+
+@pytest.mark.parametrize(
+    ("knob", "inside", "outside"),
+    [
+        ({"low": 0.0, "high": 1.0, "step": 0.1}, [0.3, 0.7, 0.6000000000000001, 1.0], [0.35, 1.1]),
+        ({"low": 0.05, "high": 0.65, "step": 0.2}, [0.45, 0.65], [0.3]),
+        ({"low": 100, "high": 600, "step": 50}, [400], [401, 650]),
+        ({"low": 1, "high": 4}, [3], [2.5]),
+        ({"low": 1e-4, "high": 1e-2, "log": True}, [3e-4], [1e-1]),
+    ],
+)
+def test_which_values_lie_in_a_range(knob, inside, outside):
+    knob = Knob(**knob)
+    assert all(map(knob.holds, inside)) and not any(map(knob.holds, outside))
+    assert all(knob.distribution._contains(value) for value in inside)
+
+
+def test_the_committed_spaces_hold_the_recipe_they_start_from():
+    for path in (Path(__file__).parents[2] / "infra" / "sweeps").glob("*.yaml"):
+        assert read_space(path).outside == {}
+
+
+def test_a_start_that_is_not_in_the_space_is_no_trial(space_file, tmp_path):
+    """`best` starts from nouns; here trial 0 cannot."""
+    space = read_space(
+        space_file(search={"lr": {"low": 1e-5, "high": 1e-1, "log": True}, "initializer": {"choices": ["neutral"]}})
+    )
+    store = open_store(str(tmp_path / "sweep"))
+    search = Search(Trials(store, space))
+    assert tried(search, space).values == {"lr": 3e-4, "initializer": "neutral"}
+    summary = write_report(store, space, search, lambda *_: None)
+    text = (tmp_path / "sweep" / "report.md").read_text()
+    assert summary["start"] is None and "The starting recipe is trial 00000" not in text
+    assert "The starting recipe is not in the space (its initializer is noun)" in text
 
 
 def test_a_trials_numbers_by_hand(space_file):
