@@ -1,6 +1,6 @@
 """What a sweep searches, and on what: one YAML file with the recipe's own names. No Ray, no search yet.
 
-    recipe: best                                     where the search starts: a recipe's name or file
+    recipe: best                                     where the search starts: a recipe's name, file or settings
     fixed: {initializer_length: words}               changed for every trial
     search:
       lr: {low: 1e-4, high: 3e-3, log: true}         a range; whole numbers at both ends give whole numbers
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mcpl.config import Recipe, parse
+from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.recipes import adjust, load
 from mcpl.settings import Settings
@@ -96,7 +97,7 @@ class Early(Settings):
 class Space(Settings):
     """What is searched, what is learned in a trial, and what is best."""
 
-    recipe: str = Field("best", description="where the search starts: a name or a file")
+    recipe: Recipe = Field("best", validate_default=True, description="where the search starts: name, file or settings")
     fixed: dict[str, Any] = Field({}, description="settings changed for every trial")
     search: dict[str, Knob] = Field(min_length=1)
     sets: tuple[str, ...] = Field((), description="of Scenes-MC")
@@ -114,6 +115,11 @@ class Space(Settings):
     startup: int = Field(10, ge=1, description="trials drawn at random before TPE chooses")
     seed: int = 0
 
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _read(cls, value: object) -> object:
+        return load(value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _learns_something(self) -> Space:
         if bool(self.sets) == bool(self.dataset):
@@ -123,7 +129,24 @@ class Space(Settings):
     @property
     def start(self) -> Recipe:
         """The recipe that the search starts from, fixed settings included."""
-        return changed(load(self.recipe), self.fixed)
+        return changed(self.recipe, self.fixed)
+
+    @property
+    def whole(self) -> Space:
+        """The same for a worker anywhere, who has none of our files: the recipe as values, the dataset as full URI."""
+        dataset = self.dataset and open_store(self.dataset).uri
+        return self.model_copy(update={"recipe": self.start, "fixed": {}, "dataset": dataset})
+
+    @property
+    def digest(self) -> str:
+        """Changes when the pictures do, wherever they lie."""
+        from mcpl.data.dataset import Dataset
+        from mcpl.scenes.benchmark import frozen
+
+        if self.dataset:
+            return Dataset.open(self.dataset).digest
+        recorded = frozen()
+        return " ".join(f"{name} {recorded.get(name, {}).get(self.split)}" for name in self.sets)
 
     def recipe_of(self, values: Mapping[str, Value], name: str) -> Recipe:
         """The recipe with a trial's values."""

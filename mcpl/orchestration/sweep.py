@@ -80,10 +80,9 @@ def run(
     placement   cpus_per_worker and gpus_per_worker are a trial's, and may be fractions
     concurrent  trials at once; None: as many as the resources hold
     """
-    store = open_store(output)
+    store, space = open_store(output), space.whole
     catalogue.find(space.start.base)  # a mistyped name must not leave a plan behind
-    if runner == RUNNER:
-        examples(space.sets, space.split, space.dataset, space.pictures)
+    examples(space.sets, space.split, space.dataset, space.pictures)
     kept = Trials(store, space)
     record = _Record(open_tracker(tracker, uri=tracking_uri, experiment=experiment, home=home_of(store)), store, space)
     for result in kept.untold():  # killed between the result and the end of its run, or the server was away

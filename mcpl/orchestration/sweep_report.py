@@ -97,7 +97,7 @@ def _markdown(results: list[Result], front: list[Result], space: Space, summary:
     where = space.dataset or f"{', '.join(space.sets)} of Scenes-MC, {space.split} split"
     per_set = "all pictures" if space.pictures is None else f"{space.pictures} pictures of each"
     parts = [
-        f"# A sweep from `{space.recipe}`\n",
+        f"# A sweep from `{space.start.name}`\n",
         f"Score: {weights}, over their weights' sum; {where}, {per_set}, {space.seeds} seeds each. "
         f"{summary['trials']} trials: {summary['finished']} finished, {summary['stopped']} stopped early, "
         f"{summary['failed']} failed. A stopped trial's score is over the pictures that it reached.\n",

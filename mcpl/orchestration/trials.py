@@ -1,6 +1,6 @@
 """The trials of a sweep as files, and the search that reads them. Storage is the only truth: no Ray here.
 
-    OUT/sweep.json                  the space
+    OUT/sweep.json                  the space, the starting recipe, the pictures' digest: what makes it one sweep
     OUT/trials/00007/asked.json     what trial 7 tries: written before it starts
     OUT/trials/00007/result.json    how it ended: put-if-absent
     OUT/trials/00007/told           its MLflow run has ended, and the server has it all
@@ -21,6 +21,7 @@ from mcpl.data.storage import Store
 from mcpl.errors import ConfigError
 from mcpl.orchestration.space import Space, Value
 from mcpl.seeds import derive_seed
+from mcpl.tracking.base import flatten
 from mcpl.types import BankRow
 
 if TYPE_CHECKING:
@@ -103,15 +104,28 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def _identity(space: Space) -> dict[str, Any]:
+    """What must be the same for trials to be compared. Where files lie does not matter, what they hold does."""
+    return {
+        "space": space.model_dump(mode="json", exclude={"recipe", "fixed", "dataset"}),
+        "recipe": space.start.model_dump(mode="json", exclude={"name"}),
+        "pictures": space.digest,
+    }
+
+
 class Trials:
     """A sweep's trials in a store."""
 
     def __init__(self, store: Store, space: Space) -> None:
-        """Raises ConfigError where the store holds a sweep of another space."""
+        """Raises ConfigError where the store holds a sweep of another space, starting recipe or pictures."""
         self.store, self.space = store, space
-        written = (json.dumps(space.model_dump(mode="json"), indent=1) + "\n").encode()
-        if not store.put_if_absent(SPACE, written) and store.get(SPACE) != written:
-            raise ConfigError(f"{store.uri} holds a sweep of another space: give another --out, or the space it had")
+        ours = _identity(space)
+        if not store.put_if_absent(SPACE, (json.dumps(ours, indent=1) + "\n").encode()):
+            was, now = flatten(json.loads(store.get(SPACE))), flatten(ours)
+            differ = [name for name in {**now, **was} if was.get(name) != now.get(name)]
+            if differ:
+                told = ", ".join(f"{name} was {was.get(name)} and is {now.get(name)}" for name in differ[:3])
+                raise ConfigError(f"{store.uri} holds another sweep ({told}): give another --out, or what it had")
 
     def asked(self) -> list[Asked]:
         """Every trial, in order of numbers."""

@@ -15,7 +15,7 @@ from mcpl.config import Placement
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.orchestration import sweep
-from mcpl.orchestration.space import Knob, read_space
+from mcpl.orchestration.space import Knob, Space, read_space
 from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report
 from mcpl.recipes import best, load
@@ -159,8 +159,34 @@ def test_a_search_that_starts_again_goes_on(space_file, tmp_path):
     values = [json.dumps(asked.values) for asked in [*first, hanging, *after]]
     assert len(set(values)) == 8, "nothing is drawn twice"
     assert sorted(kept.results()) == [0, 1, 2, 3, 5, 6, 7]
-    with pytest.raises(ConfigError, match="another space"):
+    with pytest.raises(ConfigError, match=r"another sweep \(space.seeds was 2 and is 3\)"):
         Trials(open_store(str(tmp_path / "sweep")), read_space(space_file(seeds=3)))
+
+
+def test_a_sweep_is_that_of_its_recipe_and_its_pictures_not_of_their_paths(space_file, tmp_path, monkeypatch):
+    """Files are edited under a sweep's feet; its command is given in another folder; a worker has none of them."""
+    (tmp_path / "mine.yaml").write_text("lr: 2.0e-4\ninitializer: noun\n")
+    monkeypatch.chdir(tmp_path)
+    file = space_file(recipe="mine.yaml", dataset="dataset")
+    store = open_store(str(tmp_path / "sweep"))
+    Trials(store, read_space(file))
+    orders = read_space(file).whole.model_dump(mode="json")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    there = Space(**orders)
+    assert (
+        there.recipe_of({}, "t").lr == 2e-4
+        and len(list(sweep.trial_reports(there, {}, 0, Placement(), sweep_stub.NAME))) == 4
+    )
+    Trials(store, there)
+    Trials(store, read_space(space_file(recipe=str(tmp_path / "mine.yaml"))))
+
+    (tmp_path / "mine.yaml").write_text("lr: 1.0e-4\ninitializer: noun\n")
+    with pytest.raises(ConfigError, match=r"another sweep \(recipe.lr was 0.0002 and is 0.0001\)"):
+        Trials(store, read_space(space_file(recipe=str(tmp_path / "mine.yaml"))))
+    Scenario(tmp_path).pictures(1, start=4)
+    with pytest.raises(ConfigError, match=r"another sweep \(pictures was \w+ and is \w+\)"):
+        Trials(store, there)
 
 
 @pytest.mark.parametrize("cost", [False, True])
@@ -249,3 +275,12 @@ def test_a_trial_that_ends_while_the_server_is_away_is_not_told(space_file, tmp_
     following.on_trial_result(0, [], trial, {"packs": 4, "score": 0.5, "gain": 0.1, "passes": 8})
     following.on_trial_complete(0, [], trial)
     assert [result.number for result in kept.untold()] == [0]
+
+
+def test_a_dataset_without_pictures_is_one_line(space_file, tmp_path):
+    space = read_space(space_file())
+    (only,) = (tmp_path / "dataset").iterdir()
+    pq.write_table(pq.read_table(only).slice(0, 0), only)
+    with pytest.raises(ConfigError, match="dataset: the dataset has no rows"):
+        sweep.run(space, str(tmp_path / "sweep"), 1, tracker="none", runner=sweep_stub.NAME)
+    assert not (tmp_path / "sweep").exists()
