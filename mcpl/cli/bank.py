@@ -104,6 +104,8 @@ def bank_search(
         raise ConfigError("ask for one thing: a word (or --id, or both), --near, --like or --clusters")
     if bank and (near or like or clusters or base):
         raise ConfigError("a --bank is searched by word and --id; for likeness publish it, and give --registry")
+    if clusters and (min_iou is not None or out):
+        raise ConfigError("--clusters groups every word and finds no hits: leave --min-iou and --out out")
     if clusters:
         return _show_clusters(registry, clusters, base, tracking_uri, home)
     found = _in_bank(bank, word, id, min_iou) if bank else _in_registry(
@@ -134,17 +136,13 @@ def _in_bank(bank: str, word: str | None, id: str | None, min_iou: float | None)
     """Hits as plain values, from a bank's own rows."""
     from mcpl.data.bank import Bank
 
-    opened = Bank.open(bank)
-    hits = [hit for hit in opened.search(word or "*") if id in (None, hit.id)]
-    rows = {id: opened.row(id) for id in {hit.id for hit in hits}}
     return [
         {
             "word": hit.slug, "image_id": hit.id, "sentence": hit.text, "vectors": hit.vectors, "norm": hit.norm,
-            "metrics": rows[hit.id].metrics, "base": rows[hit.id].provenance.base,
-            "base_digest": rows[hit.id].provenance.base_digest,
+            "metrics": hit.metrics, "base": hit.base, "base_digest": hit.base_digest,
         }
-        for hit in hits
-        if min_iou is None or rows[hit.id].metrics.get("attention_iou", -1) >= min_iou
+        for hit in Bank.open(bank).search(word or "*", id)
+        if min_iou is None or hit.metrics.get("attention_iou", -1) >= min_iou
     ]  # fmt: skip
 
 

@@ -308,6 +308,10 @@ class Hit:
     vectors: np.ndarray = field(repr=False)
     """[n, D] float32"""
     norm: float
+    metrics: Mapping[str, float]
+    """of the picture"""
+    base: str
+    base_digest: str
 
 
 @dataclass(frozen=True)
@@ -384,8 +388,7 @@ class Bank:
         """The row of a picture; KeyError naming some ids where there is none."""
         if id not in self._index():
             raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {self._some()}")
-        member, position = self._index()[id]
-        return _rows(self._part(member).slice(position, 1))[0]
+        return _rows(self._of(id))[0]
 
     def rows(self, concepts: bool = True) -> Iterator[BankRow]:
         """Every row, a part at a time; without `concepts` their words are not read, which saves most of the time."""
@@ -401,15 +404,23 @@ class Bank:
         wanted = BANK if columns is None else pa.schema([BANK.field(c) for c in columns], BANK.metadata)
         return pa.concat_tables([t.select(wanted.names).cast(wanted) for t in self._current(wanted.names)])
 
-    def search(self, word: str) -> list[Hit]:
-        """Every learned `word`, with or without angle brackets, any case; `*` and `?` match as in file names."""
+    def search(self, word: str, id: str | None = None) -> list[Hit]:
+        """Every learned `word`, with or without angle brackets, any case; `*` and `?` match as in file names.
+
+        id  the one picture whose words are looked at: only its part is read
+        """
         pattern = word.strip().removeprefix("<").removesuffix(">").lower()
         hits = []
-        for table in self._current(["id", "text", "concepts"]):
-            pairs = zip(table.select(["id", "text"]).to_pylist(), _concepts(table), strict=True)
-            for record, concepts in pairs:
+        origin = ["id", "text", "metrics", "base", "base_digest"]
+        columns = [*origin, "concepts"]
+        if id is not None and id not in self._index():
+            return hits
+        for table in self._current(columns) if id is None else [self._of(id, columns)]:
+            for position, concepts in enumerate(_concepts(table)):
                 found = [c for c in concepts or () if fnmatch.fnmatchcase(c["slug"].lower(), pattern)]
-                hits += [Hit(record["id"], c["slug"], record["text"], c["vectors"], c["norm"]) for c in found]
+                for row in table.select(origin).slice(position, 1).to_pylist() if found else ():
+                    told = dict(row["metrics"]), row["base"], row["base_digest"]
+                    hits += [Hit(row["id"], c["slug"], row["text"], c["vectors"], c["norm"], *told) for c in found]
         return hits
 
     def words(self) -> Counter[str]:
@@ -453,6 +464,11 @@ class Bank:
                     self._places.pop(id, None)
                     self._places[id] = (member, position)
         return self._places
+
+    def _of(self, id: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The one row of a picture."""
+        member, position = self._index()[id]
+        return self._part(member, columns).slice(position, 1)
 
     def _current(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Each part's rows that no later part replaced."""

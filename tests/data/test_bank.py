@@ -160,6 +160,47 @@ def test_a_bank_finds_pictures_and_words(root):
         bank.row("zebra")
 
 
+def test_a_word_is_found_in_one_reading_of_each_part_and_a_picture_in_its_own(tmp_path, monkeypatch):
+    from mcpl.cli.bank import _in_bank
+
+    parts = [[learned_row(f"{part}{row}", metrics={"attention_iou": part / 10}) for row in range(4)] for part in (1, 2)]
+    uri = write_parts(tmp_path / "bank", *parts)
+    read, whole = [], Bank._part
+
+    def part(self, member, columns=None):
+        read.append((member, columns and "concepts" in columns))
+        return whole(self, member, columns)
+
+    monkeypatch.setattr(Bank, "_part", part)
+    found = _in_bank(uri, "bear", None, 0.2)
+    assert [hit["image_id"] for hit in found] == ["20", "21", "22", "23"]
+    row = parts[1][0]
+    assert found[0]["metrics"] == row.metrics and found[0]["base_digest"] == row.provenance.base_digest
+    assert read == [(0, False), (1, False), (0, True), (1, True)]
+    read.clear()
+    assert [hit["word"] for hit in _in_bank(uri, None, "21", None)] == ["bear", "board"]
+    assert [hit["word"] for hit in _in_bank(uri, "bo*", "21", None)] == ["board"]
+    assert read == 2 * [(0, False), (1, False), (1, True)]
+    assert _in_bank(uri, "bear", "zebra", None) == []
+
+
+def test_clusters_take_no_bound_and_write_no_hits(monkeypatch):
+    from mcpl.cli.bank import bank_search
+
+    for option in ({"min_iou": 0.3}, {"out": "hits"}):
+        with pytest.raises(ConfigError, match="leave --min-iou and --out out"):
+            bank_search(
+                registry="words",
+                clusters=3,
+                word=None,
+                bank=None,
+                id=None,
+                near=None,
+                like=None,
+                **{"min_iou": None, "out": None} | option,
+            )
+
+
 def test_the_summary_counts_and_averages(tmp_path):
     parts = (
         [learned_row("a", metrics={"iou": 0.5}), failed_row()],
