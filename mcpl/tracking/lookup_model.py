@@ -244,7 +244,7 @@ class WordTable(mlflow.pyfunc.PythonModel):
         if self._index is None:
             import faiss
 
-            self._index = faiss.read_index(str(self._index_file), faiss.IO_FLAG_MMAP)
+            self._index = faiss.read_index(str(self._index_file))  # read whole: its mapping flags do nothing here
             self._index.nprobe = PROBED
         return self._index
 

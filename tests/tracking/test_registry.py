@@ -238,7 +238,7 @@ def test_the_nearest_words_are_those_of_the_definition(table, bank_row, monkeypa
     monkeypatch.setattr(index, "SAMPLE_PER_LIST", 39)
     rows = [bank_row(i) for i in range(400)]
     made = table(iter(rows))
-    assert (made._index_file is not None) == indexed
+    assert (made._index_file is not None) == indexed and made._index is None, "loaded when somebody asks"
     asked = np.random.default_rng(99).normal(size=8)
     found, wanted = made.nearest(asked, 7), by_hand(rows, asked)
     assert list(zip(found.image_id, found.word, strict=True)) == [key for key, _ in wanted[:7]]
