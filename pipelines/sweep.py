@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -59,22 +60,24 @@ def main(
     searched = read_space(space)
     placement = {"cpus_per_worker": cpus_per_trial, "gpus_per_worker": gpus_per_trial, "device": device}
     placed = parse(Placement, placement | {"threads": threads}, "options")
-    from mcpl.orchestration import sweep
+    try:
+        from mcpl.orchestration import sweep
 
-    summary = sweep.run(
-        searched, out or f"runs/sweeps/{space.stem}", trials,
-        placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
-        verbose=verbose, **({"runner": runner} if runner else {}),
-    )  # fmt: skip
+        summary = sweep.run(
+            searched, out or f"runs/sweeps/{space.stem}", trials,
+            placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
+            verbose=verbose, **({"runner": runner} if runner else {}),
+        )  # fmt: skip
+    except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, answers SIGTERM with the latter
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(EXIT_STOPPED) from None
     print(Path(summary["report"]).read_text() if "://" not in summary["report"] else summary["report"])
     print(json.dumps(summary))
-    if summary["trials"] < trials:
-        print("stopped: run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED)
 
 
 def cli() -> None:
     """Errors that somebody can act on take one line; anything else shows its traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the trials begin
     try:
         app(standalone_mode=True)
     except (MCPLError, OSError) as error:

@@ -7,8 +7,11 @@ What is kept lies in the store and nowhere else, so a restart makes Tune anew fr
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -47,6 +50,7 @@ SHOWN = 12
 """trials in the live table: the best, and those at work"""
 QUIET = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_AUTO_INIT": "1", "RAY_AIR_NEW_OUTPUT": "0"}
 QUIET |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}  # a trial that fails reports its reason and no score
+QUIET |= {"TUNE_DISABLE_SIGINT_HANDLER": "1"}  # it tells how to restore what Tune keeps, and we keep nothing there
 
 
 class SharedBase(Runner):
@@ -77,6 +81,8 @@ def run(
 ) -> dict[str, Any]:
     """Bring the sweep at `output` to so many trials and write its report; returns the report's summary.
 
+    KeyboardInterrupt where SIGTERM or Ctrl-C stopped it: what had ended is kept, trials at work begin again next time.
+
     placement   cpus_per_worker and gpus_per_worker are a trial's, and may be fractions
     concurrent  trials at once; None: as many as the resources hold
     """
@@ -94,7 +100,7 @@ def run(
     results = kept.results()
     if all(result.state == "failed" for result in results.values()):
         reasons = sorted({result.reason for result in results.values()})
-        raise ConfigError(f"no trial learned anything: {reasons[0]}" if reasons else "stopped before a trial had ended")
+        raise ConfigError(f"no trial learned anything: {reasons[0] if reasons else 'none has ended'}")
     return write_report(store, space, Search(kept), record.tell_best)
 
 
@@ -113,6 +119,7 @@ def _tune(search, kept, record, count, placement, concurrent, runner, console, v
         os.environ.setdefault(name, value)
     with (
         fanout.cluster(verbose),
+        _signals() as stop,  # after Ray's own
         tempfile.TemporaryDirectory(prefix="mcpl-sweep-", ignore_cleanup_errors=True) as scratch,
         _Board(space, packs, kept, console) as board,
     ):
@@ -131,12 +138,40 @@ def _tune(search, kept, record, count, placement, concurrent, runner, console, v
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=scratch,
-                callbacks=[_Following(search, kept, record, board, packs)],
+                callbacks=[_Following(search, kept, record, board, packs, stop)],
                 failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except _Stopped:
+            record.stop()
+            raise KeyboardInterrupt from None
+
+
+class _Stopped(Exception):
+    """A signal asked for it. An Exception, so that Tune lets go of its actors."""
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Whether SIGTERM or Ctrl-C asked to stop; Ctrl-C again does not wait for that."""
+    asked = threading.Event()
+
+    def handle(number: int, _frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def packs_of(space: Space) -> int:
@@ -208,13 +243,20 @@ class _Asking(Searcher):
 
 
 class _Following(tune.Callback):
-    """Keeps what trials report, tells MLflow, moves the table."""
+    """Keeps what trials report, tells MLflow, moves the table, and ends it all where `stop` is set."""
 
-    def __init__(self, search: Search, kept: Trials, record: _Record, board: _Board, packs: int) -> None:
+    def __init__(
+        self, search: Search, kept: Trials, record: _Record, board: _Board, packs: int, stop: threading.Event
+    ) -> None:
         self._search, self._kept, self._record, self._board, self._packs = search, kept, record, board, packs
+        self._stop = stop
         self._reports: dict[int, list[dict]] = {}
         self._started: dict[int, float] = {}
         self._faults: dict[int, str] = {}
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        if self._stop.is_set():
+            raise _Stopped
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         number, values = trial.config["number"], trial.config["values"]
@@ -302,6 +344,11 @@ class _Record:
         run.finish("FAILED" if result.state == "failed" else "FINISHED")
         del self._runs[result.number]
         return run.delivered
+
+    def stop(self) -> None:
+        """End the runs of the trials at work, which the same command goes on in."""
+        for run in self._runs.values():
+            run.finish("KILLED")
 
     def tell_best(self, result: Result, trials: int, files: dict[str, bytes]) -> None:
         """The sweep's report lies with the run of its best trial; the tag says among how many it was best."""

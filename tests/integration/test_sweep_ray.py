@@ -13,11 +13,51 @@ import yaml
 from mcpl.recipes import load
 from mcpl.tracking.server import connect
 from tests.orchestration import sweep_stub
-from tests.orchestration.scenario import Scenario
+from tests.orchestration.scenario import Scenario, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TRIALS = 20
+
+
+def test_a_stopped_sweep_goes_on_and_trials_that_fail_stop_nothing(tmp_path, started):
+    """Among trials that ASHA stops and trials that finish, some raise: they are listed with their reason."""
+    scenario = Scenario(tmp_path)
+    scenario.pictures(4)
+    scenario.tell(seconds=0.05, refuse=["noun", "adjective"])
+    space = {
+        "recipe": "best",
+        "fixed": {"base": str(scenario.stub_folder), "initializer": "neutral"},
+        "search": {
+            "lr": {"low": 1e-5, "high": 1e-1, "log": True},
+            "initializer": {"choices": ["neutral", "noun", "adjective"]},
+        },
+        "dataset": str(tmp_path / "dataset"),
+        "pack": 2,
+    }
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    command = [
+        "pipelines/sweep.py", "--space", tmp_path / "space.yaml", "--trials", 7, "--out", tmp_path / "sweep",
+        "--runner", sweep_stub.NAME, "--concurrent", 1,
+    ]  # fmt: skip
+    first = started(*command)
+    eventually(lambda: list(tmp_path.glob("sweep/trials/*/result.json")), 120, "no trial ended")
+    first.terminate()
+    assert first.wait(timeout=60) == 4, (tmp_path / "log-0").read_text()
+    said = (tmp_path / "log-0").read_text()
+    assert said.splitlines()[-1] == "stopped: run the same command again to go on"
+    assert "restore" not in said.lower() and "Traceback" not in said
+    assert len(list(tmp_path.glob("sweep/trials/*/result.json"))) < 7
+
+    second = started(*command)
+    assert second.wait(timeout=120) == 0, (tmp_path / "log-1").read_text()
+    summary = json.loads((tmp_path / "log-1").read_text().splitlines()[-1])
+    assert summary["trials"] == 7 and summary["finished"] and summary["failed"]
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/trials/*/result.json")]
+    failed = {result["number"] for result in results if result["state"] == "failed"}
+    assert failed == {result["number"] for result in results if result["values"]["initializer"] != "neutral"}
+    report = (tmp_path / "sweep" / "report.md").read_text()
+    assert report.count("the stub was told to refuse") == len(failed) == summary["failed"]
 
 
 def test_kill_9_in_the_middle_of_a_sweep_doubles_and_loses_nothing(tmp_path, started):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -268,8 +269,9 @@ def test_a_trial_that_ends_while_the_server_is_away_is_not_told(space_file, tmp_
     run.delivered = False
     tracker = SimpleNamespace(start=lambda *_, **__: run)
     following = sweep._Following(
-        search, kept, sweep._Record(tracker, kept.store, space), sweep._Board(space, 4, kept, Console(quiet=True)), 4
-    )
+        search, kept, sweep._Record(tracker, kept.store, space), sweep._Board(space, 4, kept, Console(quiet=True)), 4,
+        threading.Event(),
+    )  # fmt: skip
     trial = SimpleNamespace(config={"number": 0, "values": dict(asked.values)}, last_result={})
     following.on_trial_start(0, [], trial)
     following.on_trial_result(0, [], trial, {"packs": 4, "score": 0.5, "gain": 0.1, "passes": 8})
