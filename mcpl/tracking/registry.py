@@ -176,11 +176,10 @@ def _promote(client: MlflowClient, name: str, version: int, alias: str, better_o
 
 def _check_better(new: Published, now: Published, alias: str, metrics: Sequence[str]) -> None:
     refused = f"version {new.version} of {new.name} is not promoted, version {now.version} stays @{alias}: "
-    if new.tags.get("dataset") != now.tags.get("dataset"):
-        told = [f"{one.tags.get('dataset') or 'an unnamed dataset'} ({one.version})" for one in (new, now)]
-        raise NotPromoted(
-            f"{refused}they were learned from {' and '.join(told)}, and scores of other pictures tell nothing"
-        )
+    from_what = [one.tags.get("dataset") or "an unnamed dataset" for one in (new, now)]
+    if from_what[0] != from_what[1]:
+        told = " and ".join(f"{where} ({one.version})" for where, one in zip(from_what, (new, now), strict=True))
+        raise NotPromoted(f"{refused}they were learned from {told}, and scores of other pictures tell nothing")
     gains = {}
     for metric in metrics:
         values = [one.tags.get(f"score.{metric}") for one in (new, now)]
@@ -191,7 +190,9 @@ def _check_better(new: Published, now: Published, alias: str, metrics: Sequence[
         gains[metric] = (-gain if metric in LOWER_IS_BETTER else gain, *values)
     if any(gain < 0 for gain, *_ in gains.values()) or not any(gain > 0 for gain, *_ in gains.values()):
         figures = ", ".join(f"{metric} {ours} against {theirs}" for metric, (_, ours, theirs) in gains.items())
-        raise NotPromoted(f"{refused}{figures}")
+        where = f"both from {from_what[0]}" if new.tags.get("dataset") else "neither names the dataset it comes from"
+        learned = " and ".join(f"{one.tags.get('pictures')} ({one.version})" for one in (new, now))
+        raise NotPromoted(f"{refused}{figures}; {where}, pictures learned: {learned}")
 
 
 def set_alias(
@@ -565,7 +566,7 @@ def _card(name: str, manifest: Mapping[str, Any], description: str, overlays: Se
     parts = [
         redact(description) or f"**{manifest['words']} words learned from {manifest['pictures']} pictures.**\n",
         markdown_table([{"about": key, "told": value} for key, value in facts.items() if value]),
-        markdown_table(scores),
+        scores and f"Means over pictures of {manifest['dataset'] or 'an unnamed dataset'}:\n\n{markdown_table(scores)}",
         "\n".join(f"![where each word looks]({address})" for address in overlays),
         markdown_table(concepts),
         "```python\n"

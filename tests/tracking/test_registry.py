@@ -1,6 +1,7 @@
 """From bank rows to a registered version, and back by picture and by word."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,20 @@ def test_the_alias_moves_only_to_a_better_version(publish, bank_row, home):
     assert [v.version for v in registry.versions("toys", home=home)] == [6, 5, 4, 3, 2, 1]
     registry.promote("toys", 2, ["right_object"], home=home)
     assert [v.version for v in registry.versions("toys", home=home) if v.aliases] == [2]
+
+
+def test_a_refusal_and_a_card_say_which_pictures_the_scores_come_from(publish, bank_row, home):
+    def scored(*values):
+        return [replace(bank_row(i), metrics={"right_object": value}) for i, value in enumerate(values)]
+
+    where = {"dataset": "s3://store/toys", "better_on": ["right_object"]}
+    assert "Means over pictures of s3://store/toys:" in publish(scored(0.5), **where).description
+    told = "right_object 0.4 against 0.5; both from s3://store/toys, pictures learned: 2 (2) and 1 (1)"
+    with pytest.raises(registry.NotPromoted, match=re.escape(told)):
+        publish(scored(0.5, 0.3), **where)
+    publish(scored(0.5), "others")
+    with pytest.raises(registry.NotPromoted, match="neither names the dataset it comes from"):
+        publish(scored(0.5, 0.3), "others", better_on=["right_object"])
 
 
 def test_a_card_shows_where_the_words_look(publish, bank_row, home):
