@@ -107,7 +107,7 @@ def train_all(config: RunConfig, publish: str = "", alias: str = "champion", **h
         summary = record.learn_dataset(config, on_progress=show, **how)
     report(summary)
     if publish and not summary.stopped and summary.learned:
-        published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri, config.dataset)
+        published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri)
         print(f"published as {published.name} version {published.version}: {published.load_line}")
     if summary.stopped:
         print("stopped: run the same command again to go on", file=sys.stderr)

@@ -17,6 +17,8 @@ from mcpl.orchestration import record
 from mcpl.orchestration.compaction import compact
 from mcpl.orchestration.showing import sentence_of
 from mcpl.tracking import base
+from mcpl.tracking.registry import Published
+from pipelines import train_all
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario
 
@@ -158,6 +160,18 @@ def test_a_bank_that_is_compacted_while_it_is_told_is_kept_with_the_run(scenario
     name = "part-compact-00000000-00000001.parquet"
     assert kept[f"bank/{name}"] == open_store(scenario.config().output).get(name)
     assert json.loads(kept["bank/bank.json"])["bytes"] == len(kept[f"bank/{name}"])
+
+
+def test_a_version_names_its_dataset_the_same_whoever_publishes_it(scenario, monkeypatch):
+    """Else a promotion is refused for another dataset that is none."""
+    scenario.pictures(1)
+    monkeypatch.chdir(scenario.root)
+    told = []
+    monkeypatch.setattr(record, "publish", lambda *_, dataset, **__: told.append(dataset) or Published("words", 1))
+    config = scenario.config().model_copy(update={"dataset": "dataset"})
+    train_all.train_all(config, publish="words", tracker="none", runner=stub.NAME, inline=True)
+    record.publish_bank(config.output, "words")
+    assert told == [str(scenario.root / "dataset")] * 2
 
 
 def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):
