@@ -421,7 +421,7 @@ def tracking_faults(chaos: Chaos, uri: str) -> None:
     proxy = Faulty(uri, matches=lambda method, path: method == "POST")
     scenario = Scenario(chaos.root / "tracked")
     scenario.pictures(8)
-    scenario.tell(seconds=0.12)
+    scenario.tell(seconds=0.2)  # four to a shard: the middle lasts longer than the time between two looks
     tracking.RETRY_SECONDS, tracking.PATIENCE_SECONDS = 0.2, 0.5
     os.environ.update(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR="0")
     said: dict[str, Said] = {}
