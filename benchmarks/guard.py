@@ -32,7 +32,7 @@ LIMITS = {
     "prompts_encoded_by_a_look": PACK,
     "recording_operations": 1.004,
     "recording_time": 1.08,
-    "packed_time_over_alone": 1.0,
+    "packed_time_over_alone": 0.95,
 }
 """name -> the most that it may be"""
 
@@ -83,6 +83,7 @@ def measured() -> dict[str, float]:
     alone, packed = under_way(model, jobs[:1], recipe), under_way(model, jobs, recipe)
     count = counted(packed)
     steps = variants(1)
+    recorded = compared({name: steps[name] for name in ("none", "recorded")}, 15)["recorded"]
     single, together = operators(alone.advance), operators(packed.advance)
     return {
         "gflop_per_row": count.operations / (PACK * recipe.batch) / 1e9,
@@ -91,7 +92,7 @@ def measured() -> dict[str, float]:
         "operators_packed_over_alone": together / single,
         "prompts_encoded_by_a_look": encoded(packed),
         "recording_operations": _operations(steps["recorded"]) / _operations(steps["none"]),
-        "recording_time": compared({name: steps[name] for name in ("none", "recorded")}, 15)["recorded"],
+        "recording_time": statistics.median(recorded),
         "packed_time_over_alone": packed_over_alone(alone, packed),
     }
 

@@ -1,6 +1,6 @@
 """What looking costs: a step with attention recording over one without, and what the other parts of a step add.
 
-    python -m benchmarks.recording [--rounds 12] [--pack 2]
+    python -m benchmarks.recording [--rounds 40] [--pack 2]
 
 One process, one thread; the variants take turns, step by step, each on the same rows, and a ratio is the median over
 the rounds of neighbours' processor times, so that other load on the machine falls on both. A step here is text
@@ -89,8 +89,8 @@ def timed(work: Callable[[], None]) -> float:
     return time.process_time() - started
 
 
-def compared(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Each variant's median time over that of `none` just before and just after it."""
+def compared(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Each variant's time over that of `none` just before and just after it, round by round."""
     ratios: dict[str, list[float]] = {name: [] for name in steps if name != "none"}
     for work in steps.values():
         work()
@@ -100,7 +100,7 @@ def compared(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
             own, after = timed(steps[name]), timed(steps["none"])
             ratios[name].append(2 * own / (before + after))
             before = after
-    return {name: statistics.median(values) for name, values in ratios.items()}
+    return ratios
 
 
 def look_share(pack: int) -> float:
@@ -115,17 +115,19 @@ def look_share(pack: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--pack", type=int, default=2, help="pictures in the batch")
     parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    ratios = compared(variants(given.pack), given.rounds)
-    for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.3f} of a step without")
+    quartiles = {n: statistics.quantiles(each) for n, each in compared(variants(given.pack), given.rounds).items()}
+    ratios = {name: median for name, (_, median, _) in quartiles.items()}
+    for name, (low, median, high) in quartiles.items():
+        print(f"{name}: {median:.3f} of a step without; half of the rounds lie in {low:.3f} to {high:.3f}")
     say({
         "ratio": round(ratios["recorded"], 4), "ratio_loss": round(ratios["loss"], 4),
         "ratio_all_layers": round(ratios["all_layers"], 4), "promptcl": round(ratios["promptcl"], 4),
+        "quartiles": {name: [round(each, 4) for each in own] for name, own in quartiles.items()},
         "look": round(look_share(given.pack), 4), "rounds": given.rounds, "pack": given.pack,
     }, "benchmarks.recording", given.write, BASE, JUDGE)  # fmt: skip
 
