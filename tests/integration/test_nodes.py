@@ -57,13 +57,19 @@ class Nodes:
 
     def raylet(self, name: str) -> int:
         """Process id of a node's raylet."""
+        (found,) = self._raylets(name)
+        return found
+
+    def _raylets(self, name: str) -> list[int]:
+        """One; none where the node has left."""
         children = Path(f"/proc/{self.running[name].pid}/task/{self.running[name].pid}/children").read_text().split()
-        (found,) = [c for c in children if b"raylet/raylet" in Path(f"/proc/{c}/cmdline").read_bytes().split(b"\0")[0]]
-        return int(found)
+        programs = {int(child): Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")[0] for child in children}
+        return [child for child, program in programs.items() if b"raylet/raylet" in program]
 
     def lose(self, name: str) -> None:
-        """As a power cut: nobody is told."""
-        os.kill(self.raylet(name), signal.SIGKILL)
+        """As a power cut: nobody is told. A drained node may have left by itself, once nothing ran on it."""
+        for raylet in self._raylets(name):
+            os.kill(raylet, signal.SIGKILL)
         end(self.running.pop(name))
 
     def drain(self, name: str, seconds: int) -> None:
