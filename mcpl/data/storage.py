@@ -193,9 +193,7 @@ class LocalStore:
     def list(self, prefix: str = "") -> list[Entry]:
         if above := prefix.rpartition("/")[0]:
             checked_name(above)
-        folder = self.root / above
-        found = [entry for entry in self._walk(folder) if entry.name.startswith(prefix)]
-        return sorted(found, key=lambda entry: entry.name)
+        return sorted(self._walk(self.root / above, above and f"{above}/", prefix), key=lambda entry: entry.name)
 
     def delete(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
@@ -206,19 +204,22 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         return self.root / checked_name(name)
 
-    def _walk(self, folder: Path) -> Iterator[Entry]:
+    def _walk(self, folder: Path, above: str, prefix: str) -> Iterator[Entry]:
+        """The files below `folder`, named `above` and their own; nothing is asked of those that are not wanted, for
+        every lease looks for a few compact files among all of a run's parts."""
         try:
             children = list(os.scandir(folder))
         except (FileNotFoundError, NotADirectoryError):
             return
         for child in children:
-            if child.name.startswith(TEMPORARY):
+            name = above + child.name
+            if child.name.startswith(TEMPORARY) or not (name.startswith(prefix) or prefix.startswith(f"{name}/")):
                 continue
             if child.is_dir(follow_symlinks=False):  # a linked folder could lead in circles; linked files are read
-                yield from self._walk(Path(child.path))
-            elif child.is_file():
+                yield from self._walk(Path(child.path), f"{name}/", prefix)
+            elif child.is_file() and name.startswith(prefix):
                 with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                    yield Entry(os.path.relpath(child.path, self.root), child.stat().st_size)
+                    yield Entry(name, child.stat().st_size)
 
     @contextlib.contextmanager
     def _temporary(self, target: Path, data: bytes) -> Iterator[Path]:

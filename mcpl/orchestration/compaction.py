@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from mcpl.data.bank import compact_name, decode_ids, joined, part_name, shards_of
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import ConfigError
-from mcpl.orchestration.plan import Plan, read_plan
+from mcpl.orchestration.plan import COMPACT, Plan, read_plan
 
-COMPACT = "_mcpl/compact.json"
 TARGET_BYTES = 256_000_000
 
 

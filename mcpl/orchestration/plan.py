@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 RUN = "_mcpl/run.json"
 BASE = "_mcpl/base.json"
 TALLY = "_mcpl/tally.json"
+COMPACT = "_mcpl/compact.json"
 VERSION = 1
 
 _MANIFEST = re.compile(r"_mcpl/manifest-(\d{5})\.parquet")
@@ -251,6 +252,8 @@ def tally_part(store: Store, shard: int) -> Tally:
     try:
         return _tally(outcomes(store, part_name(shard))[shard])
     except FileNotFoundError:
+        if _read_json(store, COMPACT) is None:  # never compacted: no listing of a million pictures' parts at each lease
+            raise
         for entry in store.list("part-compact-"):
             if shard in shards_of(entry.name):
                 return _tally(outcomes(store, entry.name)[shard])

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mcpl.config import Placement
+from mcpl.data.storage import LocalStore
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import fanout
 from mcpl.orchestration.fanout import Meter, NoProgress, Orders, work
@@ -322,3 +323,23 @@ def test_a_workers_threads_are_never_left_to_the_clock(scenario, monkeypatch, gi
     scenario.pictures(4)
     scenario.run(scenario.config(**given))
     assert told == [threads]
+
+
+def test_the_output_is_listed_no_more_often_for_many_shards_than_for_few(tmp_path, monkeypatch):
+    """A listing at each lease would be a million pictures' parts, fifteen thousand times."""
+    asked: list[str] = []
+    listed = LocalStore.list
+
+    def counting(self, prefix=""):
+        asked.append(prefix)
+        return listed(self, prefix)
+
+    monkeypatch.setattr(LocalStore, "list", counting)
+    counts = []
+    for pictures in (8, 40):
+        scenario = Scenario(tmp_path / str(pictures))
+        scenario.pictures(pictures)
+        asked.clear()
+        assert scenario.run(scenario.config()).learned == pictures
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
