@@ -47,7 +47,7 @@ lint: $(STAMP)  ## style and layers
 bench: $(STAMP)  ## counted work and ratios of a step against their limits; a minute
 	$(BIN)/python -m benchmarks.guard
 
-speed: $(STAMP)  ## the figures of docs/speed.md, on a machine that does nothing else; half an hour
+speed: $(STAMP)  ## the benchmarks of speed, last lines into docs/results; on a machine that does nothing else
 	for name in recording packing roofline peer steps_to_quality; do \
 		$(BIN)/python -m benchmarks.$$name --write docs/results/$$name.json || exit 1; done
 

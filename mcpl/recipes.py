@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -132,6 +133,17 @@ RECIPES = {
 }
 
 
+def read_table(path: Path, wanted: str) -> dict[str, Any]:
+    """The table that a YAML file holds; ConfigError where it is no YAML, or no table, as `wanted` says it is."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: {wanted}")
+    return values
+
+
 def load(name_or_file: str) -> Recipe:
     """A recipe by name, or from a YAML file. Raises ConfigError naming the recipes there are, or the wrong field."""
     if name_or_file in RECIPES:
@@ -139,12 +151,7 @@ def load(name_or_file: str) -> Recipe:
     path = Path(name_or_file)
     if not path.is_file():
         raise ConfigError(f"recipe {name_or_file!r} is neither a file nor one of {', '.join(RECIPES)}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a recipe is a table of settings such as 'steps: 200'")
+    values = read_table(path, "a recipe is a table of settings such as 'steps: 200'")
     return adjust(parse(Recipe, {"name": path.stem, **values}, str(path)))
 
 

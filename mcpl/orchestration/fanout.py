@@ -447,12 +447,19 @@ def _signals() -> Iterator[_Wish]:
         how = "after the shards in hand, Ctrl-C again drops them" if asked.wish == "finish" else "at once"
         print(f"stopping {how}; run the same command again to go on", file=sys.stderr, flush=True)
 
-    if threading.current_thread() is not threading.main_thread():
+    with heard(handle):
         yield asked
+
+
+@contextlib.contextmanager
+def heard(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C call `handle` meanwhile; only a process's main thread can hear them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,13 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from mcpl.config import Recipe, parse
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
-from mcpl.recipes import adjust, load
+from mcpl.recipes import adjust, load, read_table
 from mcpl.settings import Settings
 from mcpl.types import Example
 
@@ -171,12 +170,7 @@ def read_space(path: Path) -> Space:
     """The space of a YAML file; ConfigError before anything is learned where a name or a value is wrong."""
     if not path.is_file():
         raise ConfigError(f"--space {path}: no such file")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a space is a table with at least `search` and `sets`")
+    values = read_table(path, "a space is a table with at least `search` and `sets`")
     space = parse(Space, values, str(path))
     for setting, knob in space.search.items():
         for value in knob.ends:

@@ -163,15 +163,8 @@ def _signals() -> Iterator[threading.Event]:
         asked.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    if threading.current_thread() is not threading.main_thread():
+    with fanout.heard(handle):
         yield asked
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def packs_of(space: Space) -> int:
