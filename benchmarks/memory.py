@@ -18,11 +18,13 @@ import contextlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.provenance import say
 from mcpl.learning.batch import make_job
 from mcpl.learning.learner import Learner
 from mcpl.learning.settings import LearningSettings
@@ -227,6 +229,7 @@ def main() -> None:
     parser.add_argument("--saving", default="no,yes", help="without and with save_memory")
     parser.add_argument("--run", action="store_true", help="learn and measure rather than trace and count")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -245,7 +248,8 @@ def main() -> None:
                         found = counted(**case)
                     lines.append(case | {k: round(v, 2) if isinstance(v, float) else v for k, v in found.items()})
                     print(" ".join(f"{name}={value}" for name, value in lines[-1].items()), flush=True)
-    print(json.dumps({"how": "measured" if options.run else "counted on the meta device", "lines": lines}))
+    say({"how": "measured" if options.run else "counted on the meta device", "lines": lines}, "benchmarks.memory",
+        options.write)  # fmt: skip
 
 
 if __name__ == "__main__":

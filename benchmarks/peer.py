@@ -14,6 +14,8 @@ and the figures for --pictures of --steps are arithmetic from these; `--full` ru
     ratio_one_word  over the peer once for each word of a picture (single-word inversion, n times), start-up included
     ratio_release   steady, over a process with the habits of MCPL's official release on top: attention of all layers
                     stored, float32, anomaly detection on
+    script          with --script PATH of diffusers' own script (see `benchmarks.diffusers_script`): the ratios over it,
+                    measured in the same way
 """
 
 from __future__ import annotations
@@ -21,9 +23,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from benchmarks.jobs import BASE, JUDGE
 from benchmarks.processes import Done, at_once, cores
@@ -93,6 +98,45 @@ def peer(pictures: list[tuple[Path, tuple[str, ...]]], steps: int, out: Path) ->
     return max(ways.items(), key=lambda way: way[1].pictures_per_hour(steps))
 
 
+def script(path: Path, pictures: list[Path], steps: int, scratch: Path) -> Cost:
+    """Diffusers' own script, a picture and a thread a process, as many as there are cores.
+
+    A run of one step tells what it takes to start.
+    """
+    base = float32_copy(scratch / "base")
+
+    def seconds(count: int) -> float:
+        commands = []
+        for picture in pictures[: len(cores())]:
+            alone = scratch / f"only-{picture.stem}"
+            alone.mkdir(exist_ok=True)
+            shutil.copy(picture, alone)
+            commands.append([
+                "-m", "benchmarks.diffusers_script", str(path), "--pretrained_model_name_or_path", str(base),
+                "--train_data_dir", str(alone), "--output_dir", str(scratch / f"out-{picture.stem}"), "--placeholder_token", "<heart>",
+                "--initializer_token", "thing", "--resolution", "32", "--train_batch_size", "4",
+                "--save_steps", "1000000", "--max_train_steps", str(count), "--learning_rate", "5e-4",
+            ])  # fmt: skip
+        return sum(done.wall_s for done in at_once(commands, 1)) / len(commands)
+
+    seconds(1)  # the first run reads everything from disk
+    start = seconds(1)
+    step = (seconds(steps) - start) / (steps - 1)
+    print(f"diffusers' script: start {start:.1f} s, step {step:.3f} s", flush=True)
+    return Cost(start - step, step, len(cores()))
+
+
+def float32_copy(folder: Path) -> Path:
+    """The base with its text encoder in float32: the script would take it as it is stored, and train in half."""
+    shutil.copytree(BASE, folder)
+    for file in (folder / "text_encoder").glob("*.safetensors"):
+        save_file({name: value.float() for name, value in load_file(file).items()}, file, {"format": "pt"})
+    config = folder / "text_encoder" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {name: "float32" for name in ("dtype", "torch_dtype") if name in told}))
+    return folder
+
+
 def train_all(folder: Path, output: Path, steps: int, recipe: str) -> float:
     """Seconds of `pipelines/train_all.py` over a folder of pictures."""
     return at_once([[
@@ -129,6 +173,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=100, help="steps that are measured, where not all are run")
     parser.add_argument("--recipe", default="paper")
     parser.add_argument("--full", action="store_true", help="run every picture with all of its steps")
+    parser.add_argument("--script", type=Path, help="diffusers' textual_inversion.py, to be run too")
     parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -141,12 +186,18 @@ def main() -> None:
         release = cost(
             at_once([peer_command(everything[0][0], everything[0][1][0], FEW, scratch / "peer", "--release")], 1), 1
         )
+        theirs_too = given.script and script(given.script, [path for path, _ in everything], given.timed, scratch)
         start, step = ours(scratch / "some", packs, scratch, given.timed, given.recipe)
         whole = start + many * longest(given.pictures, many) * given.steps * step
         if given.full:
             whole = train_all(scratch / "all", scratch / "full", given.steps, given.recipe)
     words = sum(len(names) for _, names in everything) / len(everything)
     per_hour, steady = 3600 * given.pictures / whole, 3600 / (given.steps * step)
+    of_script = theirs_too and {
+        "ratio": round(per_hour / theirs_too.pictures_per_hour(given.steps), 3),
+        "ratio_steady": round(steady / theirs_too.pictures_per_hour(given.steps, start=False), 3),
+        "start_s": round(theirs_too.start_s, 2), "step_s": round(theirs_too.step_s, 4),
+    }  # fmt: skip
     say({
         "ratio": round(per_hour / theirs.pictures_per_hour(given.steps), 3),
         "ratio_steady": round(steady / theirs.pictures_per_hour(given.steps, start=False), 3),
@@ -154,7 +205,7 @@ def main() -> None:
         "ratio_release": round(steady / Cost(0, release.step_s, many).pictures_per_hour(given.steps), 3),
         "pictures_per_hour": round(per_hour, 1), "peer_threading": threading,
         "peer": {"start_s": round(theirs.start_s, 2), "step_s": round(theirs.step_s, 4)},
-        "release_step_s": round(release.step_s, 4),
+        "release_step_s": round(release.step_s, 4), "script": of_script or "not run",
         "ours": {"start_s": round(start, 1), "picture_step_s": round(step, 5)},
         "pictures": given.pictures, "steps": given.steps, "words": words, "recipe": given.recipe,
         "how": "every picture run" if given.full else "arithmetic from measured starts and steps",

@@ -39,7 +39,7 @@ from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
 from mcpl.scenes.world import shapes
-from mcpl.types import BankRow, Example
+from mcpl.types import BankRow, Example, LearnedConcepts
 
 SETS = ("unnamed-2", "unnamed-2-bare", "unnamed-3", "unnamed-3-bare")
 RECIPES = ("plain", "paper", "best")
@@ -98,15 +98,22 @@ def measure(label: str, name: str, row: BankRow, recipe: Recipe) -> Row:
     }
     if row.learned is None:
         return told | MISSED
-    curve = row.learned.curve
-    passes = [point.step * recipe.batch + (look + 1) * recipe.probe_timesteps for look, point in enumerate(curve)]
     return {
         **told,
         **dict(row.metrics),
         "steps": row.learned.steps,
         "passes": row.learned.sample_passes,
-        "curve_passes": passes,
-        "curve_losses": [point.fixed_noise_loss for point in curve],
+        **{name: value for name, value in curve(row.learned, recipe).items() if name != "id"},
+    }
+
+
+def curve(learned: LearnedConcepts, recipe: Recipe) -> dict:
+    """What `speed` reads: the loss on fixed noise over U-Net passes of a row, looks included."""
+    looks = enumerate(learned.curve, start=1)
+    return {
+        "id": learned.job_id,
+        "curve_passes": [point.step * recipe.batch + look * recipe.probe_timesteps for look, point in looks],
+        "curve_losses": [point.fixed_noise_loss for point in learned.curve],
     }
 
 

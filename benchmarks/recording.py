@@ -9,6 +9,7 @@ encoder, U-Net and objective forwards, and the gradient of the learned rows. The
     ratio             recorded: the read words' columns in the layers of 16x16, mean over heads and layers, with graph
     ratio_loss        the same with an attention loss on the maps, gradient through them included
     ratio_all_layers  every cross-attention layer as an explicit softmax in place of the fused one, all of it kept
+    attnmask          with the loss masked over without; cutting the masks is a look's work
     promptcl          with PromptCL over without
     look              seconds of a look (masks, curve) as a share of the 25 steps that it serves
 """
@@ -59,8 +60,10 @@ def variants(pack: int) -> dict[str, Callable[[], None]]:
     learned = torch.cat([job.initial for job in jobs]).requires_grad_()
     side = model.facts.attention_size
     masks = RowMasks(None, torch.ones(*batch.objects.shape, side, side))
+    half = torch.ones(len(batch.latents), 1, *batch.latents.shape[-2:])
+    half[..., : half.shape[-1] // 2] = 0
 
-    def stepped(terms, record: bool = False) -> None:
+    def stepped(terms, record: bool = False, masks: RowMasks = masks) -> None:
         if record:
             with model.record(batch.positions) as recording:
                 output = step(model, batch, learned, masks, terms, len(jobs))
@@ -78,6 +81,7 @@ def variants(pack: int) -> dict[str, Callable[[], None]]:
         "recorded": lambda: stepped(PLAIN, record=True),
         "loss": lambda: stepped(PLAIN | {"attention": Attention()}),
         "all_layers": stored,
+        "attnmask": lambda: stepped(PLAIN, masks=RowMasks(half, None)),
         "promptcl": lambda: stepped(PLAIN | {"contrastive": Contrastive()}),
     }
 
@@ -126,7 +130,8 @@ def main() -> None:
         print(f"{name}: {median:.3f} of a step without; half of the rounds lie in {low:.3f} to {high:.3f}")
     say({
         "ratio": round(ratios["recorded"], 4), "ratio_loss": round(ratios["loss"], 4),
-        "ratio_all_layers": round(ratios["all_layers"], 4), "promptcl": round(ratios["promptcl"], 4),
+        "ratio_all_layers": round(ratios["all_layers"], 4), "attnmask": round(ratios["attnmask"], 4),
+        "promptcl": round(ratios["promptcl"], 4),
         "quartiles": {name: [round(each, 4) for each in own] for name, own in quartiles.items()},
         "look": round(look_share(given.pack), 4), "rounds": given.rounds, "pack": given.pack,
     }, "benchmarks.recording", given.write, BASE, JUDGE)  # fmt: skip

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
 from benchmarks.provenance import say
@@ -43,7 +43,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_args, **_more) -> in
 
 
 def _attention_backward(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_args, **_more) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+    return 2 * sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
 aten = torch.ops.aten
@@ -51,8 +51,12 @@ FORMULAS: dict[object, Callable[..., int]] = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten._scaled_dot_product_flash_attention_backward: _attention_backward,
+    aten._scaled_dot_product_efficient_attention_backward: _attention_backward,
+    aten._scaled_dot_product_cudnn_attention_backward: _attention_backward,
 }
-"""operator -> counted operations; PyTorch's table knows no attention on a CPU"""
+"""operator -> counted operations. PyTorch's table knows no attention on a CPU, and counts the scores that a fused
+backward pass computes again: work, but none that the mathematics asks for, so four products backwards and not five"""
 
 
 class Operations(TorchDispatchMode):

@@ -1,17 +1,21 @@
-"""Steps until a word draws the right object: `best` against single-word textual inversion, on the same pictures.
+"""Work until a word draws the right object: `best` against single-word textual inversion and against `paper`.
 
     python -m benchmarks.steps_to_quality [--pictures 2] [--steps 400] [--samples 8] [--ours best]
 
 The peer (`benchmarks.textual_inversion`) learns every word of every picture by itself, one process each, as many at
-once as there are cores; its words are kept at several steps. Ours learns all words of all pictures in one pack, once
-for each limit of steps, from the same initial words. From every word the same pictures are drawn with the same
-noise, and a judge says in which share the object asked for stands alone. The goal is 0.9 of the peer's last share. The
-last line is JSON:
+once as there are cores; its words are kept at several steps. Ours and `paper` learn all words of all pictures in one
+pack, once for each limit of steps, all from the same initial words. From every word the same pictures are drawn with
+the same noise, and a judge says in which share the object asked for stands alone. The goal is 0.9 of the other's last
+share. The last line is JSON:
 
-    ratio        the peer's first mark (0, 10, 20, 40 ... steps) at the goal over ours, steps of one run; null where
-                 one of them never reaches it: see `verdict`
-    verdict      in words
-    peer, ours   steps -> share of right objects, as far as it was asked; 0 steps are the initial words
+    ratio           the peer's first mark (0, 10, 20, 40 ... steps) at the goal over ours, steps of one run; null where
+                    one of them never reaches it, which is no success of either: see `verdict`
+    ratio_passes    the same in U-Net passes of a row that a picture takes: the peer's for all of its words, ours with
+                    those of its looks
+    against_paper   ratio, ratio_passes and verdict of ours over `paper`
+    loss            ours over `paper`, passes until the loss on fixed noise is as low as `paper` ever has it, and in
+                    which share of the pictures that happens
+    shares          who -> steps -> share of right objects, as far as it was asked; 0 steps are the initial words
 
 Steps are those of a batch of 4 rows. At the default size few pictures are drawn: the rates are coarse, the JSON says
 of how many. The full size is `--pictures 16 --steps 3000`.
@@ -31,7 +35,7 @@ from benchmarks.jobs import BASE, JUDGE, SET
 from benchmarks.peer import peer_command, write_pictures
 from benchmarks.processes import at_once, cores
 from benchmarks.provenance import say
-from benchmarks.recipes import examples
+from benchmarks.recipes import curve, examples, speed
 from mcpl.config import Placement, Recipe
 from mcpl.evaluation.evaluate import _judged
 from mcpl.evaluation.sampling import alone, generate
@@ -46,8 +50,12 @@ from mcpl.types import Example, Job, Pack
 
 Words = dict[str, torch.Tensor]
 """slug -> learned rows [1, D]"""
-Learn = Callable[[int], list[Words]]
-"""a number of steps -> every picture's words"""
+Learn = Callable[[int], tuple[list[Words], float]]
+"""a number of steps -> every picture's words, and the U-Net passes that a picture took on the mean"""
+
+
+BATCH = 4
+"""rows of a step, the peer's and ours"""
 
 
 class Shares:
@@ -59,12 +67,13 @@ class Shares:
         self.name, self._learn, self._model, self._samples = name, learn, model, samples
         self._pairs = list(zip(pictures, jobs, strict=True))
         self.known: dict[int, float] = {}
+        self.passes: dict[int, float] = {}
 
     def __call__(self, steps: int) -> float:
         if steps not in self.known:
+            learned, self.passes[steps] = self._learn(steps)
             found = [
-                self._right(example, job, words)
-                for (example, job), words in zip(self._pairs, self._learn(steps), strict=True)
+                self._right(example, job, words) for (example, job), words in zip(self._pairs, learned, strict=True)
             ]
             self.known[steps] = sum(found) / len(found)
             print(f"{self.name}, {steps} steps: {self.known[steps]:.3f}", flush=True)
@@ -101,41 +110,52 @@ def peers_words(given: argparse.Namespace, scratch: Path) -> Learn:
     for part in chunks(commands, len(cores())):
         at_once(part, 1)
 
-    def kept(steps: int) -> list[Words]:
-        return [
+    def kept(steps: int) -> tuple[list[Words], float]:
+        found = [
             {word: load_file(scratch / path.stem / f"{word}-{steps}.safetensors")[word] for word in words}
             for path, words in written
         ]
+        return found, BATCH * steps * len(commands) / len(written)
 
     return kept
 
 
-def our_words(recipe: Recipe, model: BaseModel, jobs: list[Job]) -> Learn:
-    """The recipe run to a limit of steps, in one pack; each limit is a run of its own."""
+def our_words(recipe: Recipe, model: BaseModel, jobs: list[Job], curves: list[dict]) -> Learn:
+    """The recipe run to a limit of steps, in one pack; each limit is a run of its own. The longest run's curves are
+    left in `curves`, as `benchmarks.recipes.speed` reads them."""
 
-    def learned(steps: int) -> list[Words]:
-        results = Learner(model, Pack(tuple(jobs)), adjust(recipe, steps=steps)).run()
-        return [{word.concept.slug: word.vectors for word in result.concepts} for result in results]
+    def learned(steps: int) -> tuple[list[Words], float]:
+        own = adjust(recipe, steps=steps)
+        results = Learner(model, Pack(tuple(jobs)), own).run()
+        if not curves or steps > max(row["limit"] for row in curves):
+            curves[:] = [{"recipe": recipe.name, "seed": 0, "limit": steps} | curve(result, own) for result in results]
+        words = [{word.concept.slug: word.vectors for word in result.concepts} for result in results]
+        return words, sum(result.sample_passes for result in results) / len(results)
 
     return learned
 
 
-def compared(peer: Shares, ours: Shares, peer_steps: int, our_steps: int) -> tuple[float | None, str]:
-    """(ratio, in words)"""
-    before, last = peer(0), peer(peer_steps)
+def compared(other: Shares, ours: Shares, other_steps: int, our_steps: int) -> dict:
+    """ratio, ratio_passes and verdict: the work until 0.9 of the other's last share."""
+    none = {"ratio": None, "ratio_passes": None}
+    before, last = other(0), other(other_steps)
     if last <= before:
-        return None, (
-            f"the peer never gets past its initial word: {before:.3f} before, {last:.3f} after {peer_steps} steps; "
-            f"ours {ours(our_steps):.3f}"
-        )
+        return none | {"verdict": (
+            f"{other.name} never gets past its initial word: {before:.3f} before, {last:.3f} after {other_steps} "
+            f"steps; {ours.name} {ours(our_steps):.3f} after {our_steps}"
+        )}  # fmt: skip
     goal = 0.9 * last
     own = ours.first_at(goal, marks(our_steps))
     if own is None:
-        return None, f"ours never reaches {goal:.3f}, 0.9 of the peer's last share"
+        return none | {"verdict": f"{ours.name} never reaches {goal:.3f}, 0.9 of {other.name}'s last share"}
     if own == 0:
-        return None, f"our initial words reach {goal:.3f}, 0.9 of the peer's last share, already"
-    theirs = peer.first_at(goal, marks(peer_steps))
-    return round(theirs / own, 2), f"0.9 of the peer's last share, {goal:.3f}: peer {theirs} steps, ours {own}"
+        return none | {"verdict": f"the initial words reach {goal:.3f}, 0.9 of {other.name}'s last share, already"}
+    theirs = other.first_at(goal, marks(other_steps))
+    return {
+        "ratio": round(theirs / own, 2),
+        "ratio_passes": round(other.passes[theirs] / ours.passes[own], 2),
+        "verdict": f"0.9 of {other.name}'s last share, {goal:.3f}: {theirs} steps, {ours.name} {own}",
+    }
 
 
 def main() -> None:
@@ -144,28 +164,37 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of the peer")
     parser.add_argument("--samples", type=int, default=8, help="pictures drawn of each word")
     parser.add_argument("--ours", default="best")
-    parser.add_argument("--our-steps", type=int, default=160, help="most steps of ours")
+    parser.add_argument("--our-steps", type=int, default=160, help="most steps of ours and of `paper`")
     parser.add_argument("--peer-lr", type=float, default=5e-4)
     parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = adjust(load(given.ours), initializer=",".join(shapes("named")), initializer_length="words")
-    runner, pictures = Runner(recipe, Placement()), list(examples(SET, "dev", given.pictures))
+    start = {"initializer": ",".join(shapes("named")), "initializer_length": "words"}
+    ours_recipe, paper = (adjust(load(name), **start) for name in (given.ours, "paper"))
+    runner, pictures = Runner(ours_recipe, Placement()), list(examples(SET, "dev", given.pictures))
     jobs = [runner.prepare(example) for example in pictures]
+    own_curves, paper_curves = [], []
     with tempfile.TemporaryDirectory() as name:
-        peer, ours = (
+        peer, plain, ours = (
             Shares(who, learn, runner.model, pictures, jobs, given.samples)
             for who, learn in (
-                ("peer", peers_words(given, Path(name))),
-                (given.ours, our_words(recipe, runner.model, jobs)),
+                ("the peer", peers_words(given, Path(name))),
+                ("paper", our_words(paper, runner.model, jobs, paper_curves)),
+                (given.ours, our_words(ours_recipe, runner.model, jobs, own_curves)),
             )
         )
-        ratio, verdict = compared(peer, ours, given.steps, given.our_steps)
-    print(verdict)
-    say({
-        "ratio": ratio, "verdict": verdict,
-        "peer": {str(step): round(share, 4) for step, share in sorted(peer.known.items())},
-        "ours": {str(step): round(share, 4) for step, share in sorted(ours.known.items())},
+        found = compared(peer, ours, given.steps, given.our_steps)
+        against_paper = compared(plain, ours, given.our_steps, given.our_steps)
+        ours(given.our_steps)
+    passes, reached = speed([*own_curves, *paper_curves], ours_recipe.name, "paper")
+    print(found["verdict"], against_paper["verdict"], sep="\n")
+    say(found | {
+        "against_paper": against_paper,
+        "loss": {"passes_over_paper": passes and round(passes, 3), "reached": reached},
+        "shares": {
+            each.name: {str(step): round(share, 4) for step, share in sorted(each.known.items())}
+            for each in (peer, plain, ours)
+        },
         "drawn_at_each_mark": given.samples * sum(len(job.concepts) for job in jobs),
         "recipe": given.ours, "peer_lr": given.peer_lr,
     }, "benchmarks.steps_to_quality", given.write, BASE, JUDGE)  # fmt: skip

@@ -34,7 +34,7 @@ def test_operations_are_two_for_each_multiplication_and_addition():
     assert seen.total == 2 * (2 * 3) * (5 * 7 * 8) * 2  # scores and their mean of values
     with Operations() as seen:
         attended.sum().backward()
-    assert seen.total == 2 * (2 * 3) * (5 * 7 * 8) * 5  # scores again, and four gradients
+    assert seen.total == 2 * (2 * 3) * (5 * 7 * 8) * 4  # four gradients; scores made again count for nothing
 
 
 def test_packing_ratios():
@@ -74,8 +74,9 @@ def test_pictures_per_hour_of_the_peer():
 class Told:
     """Shares at each mark, without learning anything."""
 
-    def __init__(self, known):
-        self.known = known
+    def __init__(self, name, known, passes_a_step):
+        self.name, self.known = name, known
+        self.passes = {step: passes_a_step * step for step in known}
 
     def __call__(self, steps):
         return self.known[steps]
@@ -86,10 +87,15 @@ class Told:
 
 def test_steps_to_quality_says_who_reached_what():
     assert marks(80) == [0, 10, 20, 40, 80]
-    peer = Told({0: 0.0, 10: 0.0, 20: 0.1, 40: 0.3, 80: 0.5})
-    assert compared(peer, Told({0: 0.1, 10: 0.46, 20: 0.6}), 80, 20)[0] == 8.0
-    assert "ours never" in compared(peer, Told({0: 0.1, 10: 0.2, 20: 0.3}), 80, 20)[1]
-    assert "peer never" in compared(Told({0: 0.2, 80: 0.1}), Told({20: 0.6}), 80, 20)[1]
+    peer = Told("the peer", {0: 0.0, 10: 0.0, 20: 0.1, 40: 0.3, 80: 0.5}, 8)
+    quick, slow = (Told("best", known, 4) for known in ({0: 0.1, 10: 0.46, 20: 0.6}, {0: 0.1, 10: 0.2, 20: 0.3}))
+    found = compared(peer, quick, 80, 20)
+    assert (found["ratio"], found["ratio_passes"]) == (8.0, 16.0)
+    assert "best never" in compared(peer, slow, 80, 20)["verdict"]
+    assert compared(peer, slow, 80, 20)["ratio"] is None
+    assert (
+        "peer never" in compared(Told("the peer", {0: 0.2, 80: 0.1}, 8), Told("best", {20: 0.6}, 4), 80, 20)["verdict"]
+    )
 
 
 def test_the_peer_learns_its_word_and_the_releases_way_learns_the_same(tiny_base_dir, tmp_path, monkeypatch, capsys):
