@@ -25,7 +25,7 @@ from mcpl.learning.learner import Learner
 
 PACK = 4
 LIMITS = {
-    "gflop_per_row": 1.39,
+    "gflop_per_row": 1.36,
     "mb_kept_per_row": 9.6,
     "operators_of_a_step": 2050,
     "operators_packed_over_alone": 1.12,
