@@ -113,7 +113,8 @@ def script(path: Path, pictures: list[Path], steps: int, scratch: Path) -> Cost:
             shutil.copy(picture, alone)
             commands.append([
                 "-m", "benchmarks.diffusers_script", str(path), "--pretrained_model_name_or_path", str(base),
-                "--train_data_dir", str(alone), "--output_dir", str(scratch / f"out-{picture.stem}"), "--placeholder_token", "<heart>",
+                "--train_data_dir", str(alone), "--output_dir", str(scratch / f"out-{picture.stem}"),
+                "--placeholder_token", "<heart>",
                 "--initializer_token", "thing", "--resolution", "32", "--train_batch_size", "4",
                 "--save_steps", "1000000", "--max_train_steps", str(count), "--learning_rate", "5e-4",
             ])  # fmt: skip

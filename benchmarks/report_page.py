@@ -10,7 +10,6 @@ picture of the first page, and of the last, scrolls by), write_s and bytes of th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import synthetic_bank
 from benchmarks.browser import browser
-from benchmarks.provenance import machine
+from benchmarks.provenance import say
 from mcpl.orchestration.reporting import write_report
 
 FIRST_SCREEN = """
@@ -53,9 +52,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--pictures", type=int, default=1000)
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--write", type=Path, help="also keep the last line in this file")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps(measure(Path(scratch), asked.pictures, asked.repeats) | machine("benchmarks.report_page")))
+        say(measure(Path(scratch), asked.pictures, asked.repeats), "benchmarks.report_page", asked.write)
 
 
 def measure(folder: Path, pictures: int, repeats: int) -> dict:

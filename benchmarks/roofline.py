@@ -7,7 +7,8 @@ Counted: floating-point operations of one step's matrix products, convolutions a
 gradient of weights is computed, so none is counted), and the fewest bytes that must move: every weight read once
 forwards and once backwards, every activation that the backward pass needs written once and read once. Measured in the
 same run, by the same process and threads: the rate of a large matrix product and that of a large copy. Utilisation is
-counted operations over those that the matrix rate would have done in the step's time. The last line is JSON.
+counted operations over those that the matrix rate would have done in the step's time. A profile of some steps says
+where the time goes, by kind of operator. The last line is JSON.
 
 The second part learns with Stable Diffusion 1.5 and XL at their published sizes, random weights, bfloat16,
 channels-last, U-Net compiled, and compares with diffusers' own compiled U-Net forwards and backwards to its input. On a
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +171,34 @@ def cpu(pack: int, recipe: Recipe, seconds: float) -> dict:
         "bound_by": "operations" if count.operations / rate > count.fewest_bytes / bandwidth else "bytes",
         "utilisation": round(count.operations / rate / step, 3),
         "pack": pack,
+        "profile": profile(learner),
     }
+
+
+KINDS = (
+    ("convolution backwards", r"conv.*backward"),
+    ("convolution forwards", r"conv"),
+    ("attention backwards", r"attention.*backward"),
+    ("attention forwards", r"attention"),
+    ("matrix products", r"mm$|::linear"),
+    ("normalisation", r"norm"),
+    ("copies", r"copy|cat|clone|index|gather"),
+    ("elementwise and the rest", r""),
+)
+"""(kind, pattern of its operators' names); the first that fits counts"""
+
+
+def profile(learner: Learner, steps: int = 3) -> dict[str, float]:
+    """Kind of operator -> its share of the processor time of some steps, largest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(steps):
+            learner.advance()
+    times: Counter[str] = Counter()
+    for event in seen.key_averages():
+        kind = next(kind for kind, pattern in KINDS if re.search(pattern, event.key))
+        times[kind] += event.self_cpu_time_total
+    whole = sum(times.values())
+    return {kind: round(time / whole, 3) for kind, time in times.most_common()}
 
 
 SENTENCE = "a red <star> left of a blue <ring>"
