@@ -54,7 +54,8 @@ REPORTED = {
     "fixed_noise_loss": "fixed_noise_loss",
 }
 COMPARED = ("right_object", "assignment", "iou_final", "fixed_noise_loss")
-DIFFERENCES = (("paper", "plain"), ("best", "paper"))
+REFERENCE = "paper"
+"""what every other recipe of a table is compared with"""
 RESAMPLES = 4000
 
 Row = Mapping[str, object]
@@ -72,8 +73,9 @@ def examples(name: str, split: str, count: int | None) -> Iterator[Example]:
 
 
 def variants(names: Iterable[str], rates: Sequence[float], **changes: object) -> dict[str, Recipe]:
-    """Label -> recipe: each by name, or `name@rate` for each learning rate to be tried."""
-    recipes = {name: adjust(load(name), **changes) for name in names}
+    """Label -> recipe: each by its name, a file's too, or `name@rate` for each learning rate to be tried."""
+    loaded = [load(name) for name in names]
+    recipes = {recipe.name: adjust(recipe, **changes) for recipe in loaded}
     if not rates:
         return recipes
     return {f"{name}@{rate:g}": adjust(recipe, lr=rate) for name, recipe in recipes.items() for rate in rates}
@@ -230,10 +232,10 @@ def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
             print(_line(label, [row for row in own if row["recipe"] == label]), file=out)
         print("\n| difference | " + " | ".join(c.replace("_", " ") for c in COMPARED) + " |", file=out)
         print("|---" * (len(COMPARED) + 1) + "|", file=out)
-        for first, second in DIFFERENCES:
-            if {first, second} <= set(labels):
-                cells = (_told(difference(own, first, second, REPORTED[c])) for c in COMPARED)
-                print(f"| {first} - {second} | " + " | ".join(cells) + " |", file=out)
+        for label in labels:
+            if REFERENCE in labels and label != REFERENCE:
+                cells = (_told(difference(own, label, REFERENCE, REPORTED[c])) for c in COMPARED)
+                print(f"| {label} - {REFERENCE} | " + " | ".join(cells) + " |", file=out)
         print(file=out)
         seen = {k for row in own for k in row if k.startswith("sign_")}
         for label in labels:
@@ -278,7 +280,7 @@ def main() -> None:
     options.add_argument("--split", choices=("dev", "test"), default="test")
     options.add_argument("--sets", default=",".join(SETS))
     options.add_argument("--pictures", type=int, help="of each set (default: all)")
-    options.add_argument("--recipes", default=",".join(RECIPES))
+    options.add_argument("--recipes", default=",".join(RECIPES), help="names or YAML files, such as a sweep's best.yaml")
     options.add_argument("--lr", default="", help="comma-separated learning rates to try on the dev split")
     options.add_argument("--initializer", default=",".join(shapes("named")), help="words whose mean all start from")
     options.add_argument("--steps", type=int, help="instead of each recipe's own")
@@ -309,7 +311,7 @@ def main() -> None:
     text = table(rows, list(recipes), title)
     (given.out / "table.md").write_text(text)
     print(text)
-    print(json.dumps({label: summary(rows, label, "paper") for label in recipes}))
+    print(json.dumps({label: summary(rows, label, REFERENCE) for label in recipes}))
 
 
 if __name__ == "__main__":
