@@ -280,7 +280,7 @@ def main() -> None:
     options.add_argument("--split", choices=("dev", "test"), default="test")
     options.add_argument("--sets", default=",".join(SETS))
     options.add_argument("--pictures", type=int, help="of each set (default: all)")
-    options.add_argument("--recipes", default=",".join(RECIPES), help="names or YAML files, such as a sweep's best.yaml")
+    options.add_argument("--recipes", default=",".join(RECIPES), help="names, or YAML files such as best.yaml")
     options.add_argument("--lr", default="", help="comma-separated learning rates to try on the dev split")
     options.add_argument("--initializer", default=",".join(shapes("named")), help="words whose mean all start from")
     options.add_argument("--steps", type=int, help="instead of each recipe's own")
