@@ -124,9 +124,14 @@ def log_summary(run: Run, summary: Summary) -> None:
     """Curves, scores and counts as metrics of the run."""
     run.metric_points(summary.curves())
     scores = summary.scores()
-    run.metrics({f"fidelity/{name}": score["mean"] for name, score in scores.items()})
-    run.metrics({f"fidelity/{name} n": score["n"] for name, score in scores.items()})
+    run.metrics({_grouped(name): score["mean"] for name, score in scores.items()})
+    run.metrics({f"measured pictures/{name}": score["n"] for name, score in scores.items()})
     run.metrics({f"pictures/{status}": count for status, count in summary.statuses.items()})
+
+
+def _grouped(score: str) -> str:
+    """A score's name as a metric: what stands before the slash is a section of a run's charts."""
+    return f"signs/{score.removeprefix('sign_')}" if score.startswith("sign_") else f"fidelity/{score}"
 
 
 def score_table(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -30,7 +30,7 @@ class Away(ConfigError):
 
 REACH_SECONDS = 6.0  # an unreachable server is named within this time
 EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # else its pages speak of chats, traces and prompts
+    "mlflow.experimentKind": "custom_model_development",  # and not of chats
     "mlflow.note.content": "A run is a job of mcpl: a dataset that was learned, or a trial of a sweep. Each says first "
     "what came of it; the words themselves are under Models.",
 }

@@ -61,7 +61,7 @@ def test_a_job_is_one_run_with_all_it_said(home, tmp_path, bank_row):
     assert found.data.params["recipe.attention_mask.threshold"] == "0.5"
     assert found.data.tags["recipe_fingerprint"] == "f" * 16
     assert found.data.metrics["fidelity/assignment"] == pytest.approx(0.15)
-    assert found.data.metrics["fidelity/assignment n"] == 4
+    assert found.data.metrics["measured pictures/assignment"] == 4
     assert found.data.metrics["pictures/failed"] == 1
     curve = client.get_metric_history(run.record.run_id, "fixed_noise_loss/mean")
     assert [(point.step, round(point.value, 4)) for point in curve] == [(0, 2.5), (10, 1.5909), (20, 1.5476)]
