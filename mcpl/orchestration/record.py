@@ -32,8 +32,8 @@ from mcpl.types import Provenance
 RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
 OVERLAYS = 12
 """pictures whose sheets a run carries"""
-NOTED = 3
-"""of them that are drawn above its parameters"""
+NOTE_WIDTH = 640
+"""pixels of the picture in a run's note: a wider one pushes the values of MLflow's page out of sight"""
 PAGE_PICTURES = 240
 """pictures of the page that a run carries, one file of a few megabytes at most: `mcpl report` shows the whole bank"""
 TABLE_ROWS = 10_000
@@ -200,28 +200,30 @@ def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
         log_summary(run, summary)
         run.figure(figures.curves(summary.bands()), "curves")
         run.table(pictures, "pictures")
-        overlays = {f"overlays/{safe_name(one.id)}": one for one in shown}
-        for name, one in overlays.items():
-            run.figure(figures.concept_sheet(one), name)
+        for place, one in enumerate(shown):
+            sheet = figures.concept_sheet(one)
+            run.figure(sheet, f"overlays/{safe_name(one.id)}")
+            if place == 0:
+                sheet.thumbnail((NOTE_WIDTH, 2 * NOTE_WIDTH))
+                run.figure(sheet, "note")
         run.artifact(page, "report/index.html")
         run.tags({"base": learned_with.base, "base_digest": learned_with.base_digest})
-        run.note(_note(learned_with, dataset, summary, [f"{name}.png" for name in overlays][:NOTED]))
+        run.note(_note(learned_with, dataset, summary, bool(shown)))
 
     return say
 
 
-def _note(learned_with: Provenance, dataset: Dataset, summary: Summary, overlays: Sequence[str]) -> str:
-    """What was learned and how well, before anybody opens an artifact."""
+def _note(learned_with: Provenance, dataset: Dataset, summary: Summary, drawn: bool) -> str:
+    """What was learned and how well, before anybody opens an artifact; the page shows its first lines at once."""
     counts = ", ".join(f"{count} {status}" for status, count in summary.statuses.items())
     name = Path(dataset.uri).name or dataset.uri
     parts = [
         f"**{name}: {counts}**, with recipe `{learned_with.recipe}` on base `{learned_with.base}`. Under Artifacts, "
         "`report/index.html` is the page to look at, `pictures` a table, and `bank` what was learned.",
+        drawn and "![where each word looks](note.png)",
         f"Means over pictures:\n\n{score_table(summary.scores())}",
-        *(f"![where each word looks]({overlay})" for overlay in overlays),
-        "![learning curves](curves.png)",
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))
 
 
 def _keep_bank(run: Run, store: Store) -> None:

@@ -364,7 +364,7 @@ class _Record:
         for name, content in files.items():
             run.artifact(content, f"sweep/{name}")
         run.tags({"mcpl.best_of": str(trials)})
-        run.note(files["report.md"].decode().replace("](", "](sweep/"))
+        run.note(files["report.md"].decode().replace("![", "[").replace("](", "](sweep/"))  # links: both are wide
         run.finish()
 
 

@@ -132,7 +132,7 @@ class Run:
         self.artifact(markdown_table(rows, TABLE_LINES).encode(), f"{name}.md")
 
     def note(self, text: str) -> None:
-        """What people read first of a run: Markdown, whose pictures are named as the run's artifacts are."""
+        """What people read first of a run: Markdown, whose pictures and links are named as the run's artifacts are."""
         self.artifact(text.encode(), "note.md")
 
     def __enter__(self) -> Self:

@@ -52,7 +52,7 @@ TABLE_ROWS = 1000  # of a table drawn on the run's page; the whole is in its Par
 JOB_TAG = "mcpl.job"
 NOTE_TAG, NOTE_LENGTH = "mlflow.note.content", 8000  # what MLflow draws on a run's page, and the longest it takes
 
-_PICTURE = re.compile(r"(!\[[^\]]*\]\()([^)]+)\)")  # of Markdown
+_ARTIFACT = re.compile(r"(\[[^\]]*\]\()([^):]+)\)")  # a picture or link of Markdown, to no other place
 _NAME = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a metric's or parameter's name
 
 
@@ -437,8 +437,8 @@ def _dataset_input(dataset: DatasetInput) -> Any:
 
 
 def _drawn(note: str, run_id: str) -> str:
-    """A note whose pictures MLflow's page finds; what is too long ends with a whole paragraph."""
-    told = _PICTURE.sub(lambda found: f"{found[1]}{artifact_address(run_id, found[2])})", note)
+    """A note whose pictures and links MLflow's page finds; what is too long ends with a whole paragraph."""
+    told = _ARTIFACT.sub(lambda found: f"{found[1]}{artifact_address(run_id, found[2])})", note)
     return told if len(told) <= NOTE_LENGTH else told[:NOTE_LENGTH].rpartition("\n\n")[0]
 
 
