@@ -556,17 +556,14 @@ def object_store(kind: str, root: Path) -> Iterator[tuple[str, str]]:
 @contextmanager
 def tracking_server(root: Path) -> Iterator[str]:
     """A real MLflow server on SQLite."""
-    from tests.tracking.conftest import Server
+    from tests.mlflow_server import running
 
     (root / "server").mkdir()
     database = root / "server" / "new.db"
     logging.getLogger("mcpl.tracking").setLevel(logging.ERROR)
     tracking.connect(f"sqlite:///{database}").search_experiments()
-    server = Server(root / "server", f"sqlite:///{database}")
-    try:
-        yield server.start().uri
-    finally:
-        server.kill()
+    with running(root / "server", f"sqlite:///{database}") as server:
+        yield server.uri
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 import typer
 
-from mcpl.errors import MCPLError
+from mcpl.cli.terminal import bar, run
 
 if TYPE_CHECKING:
     from mcpl.data.sources import Dataset
@@ -151,7 +151,6 @@ for name, (source, about) in CONVERTED.items():
 
 
 def _build(source: Dataset, out: str, row_group: int, workers: int, check: bool, strict: bool) -> None:
-    from mcpl.cli.terminal import bar
     from mcpl.data.sources import build_dataset
     from mcpl.data.storage import byte_size
 
@@ -179,13 +178,5 @@ def _each(workers: int) -> Iterator:
         yield each
 
 
-def main() -> None:
-    try:
-        app()
-    except (MCPLError, OSError) as fault:
-        typer.echo(f"error: {' '.join(str(fault).split())}", err=True)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run(app, "build_dataset", code=2)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.errors import MCPLError
+from mcpl.cli.terminal import TrackingUri, run
 
 EXIT_NOT_BETTER = 3
 
@@ -30,7 +30,7 @@ def main(
     bank: Annotated[str, typer.Argument(help="a bank: a directory or s3://bucket/prefix")],
     name: Annotated[str, typer.Option(help="registered model; made on first use")],
     alias: Annotated[str, typer.Option(help="what NAME@ALIAS will mean from now on; empty for none")] = "champion",
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server or database")] = None,
+    tracking_uri: TrackingUri = None,
     dataset: Annotated[str, typer.Option(help="what the bank was learned from, for the version's tags")] = "",
     better_on: Annotated[str, typer.Option(help="comma-separated scores that guard the alias; none: it moves")] = "",
 ) -> None:
@@ -49,14 +49,5 @@ def main(
     typer.echo(f"load     {published.load_line}")
 
 
-def cli() -> None:
-    """Errors that somebody can act on take one line; anything else shows its traceback."""
-    try:
-        app(standalone_mode=True)
-    except (MCPLError, OSError) as error:
-        print(f"publish: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    cli()
+    run(app, "publish")

@@ -12,20 +12,17 @@ name. Exit codes: 0 done; 1 an error, told in one line; 4 stopped by a signal be
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing it
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import typer
 
+from mcpl.cli.terminal import Experiment, Tracker, TrackingUri, run
 from mcpl.config import Placement, parse
-from mcpl.errors import MCPLError
 
 EXIT_STOPPED = 4
 
@@ -46,12 +43,9 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a trial")] = None,
-    tracker: Annotated[str, typer.Option(help="who is told: mlflow or none")] = "mlflow",
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite beside the output"),
-    ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment")] = "mcpl",
+    tracker: Tracker = "mlflow",
+    tracking_uri: TrackingUri = None,
+    experiment: Experiment = "mcpl",
     verbose: Annotated[bool, typer.Option("--verbose", help="show the trials' logs")] = False,
     runner: Annotated[str, typer.Option(hidden=True, help="what learns, as module:class")] = "",
 ) -> None:
@@ -75,15 +69,6 @@ def main(
     print(json.dumps(summary))
 
 
-def cli() -> None:
-    """Errors that somebody can act on take one line; anything else shows its traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the trials begin
-    try:
-        app(standalone_mode=True)
-    except (MCPLError, OSError) as error:
-        print(f"sweep: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    cli()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the trials begin
+    run(app, "sweep")

@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
+from mcpl.cli.terminal import Experiment, Tracker, TrackingUri, run
 from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
-from mcpl.errors import ConfigError, MCPLError
+from mcpl.errors import ConfigError
 from mcpl.recipes import RECIPES, adjust, load
 
-EXIT_ERROR, EXIT_TOO_MANY_FAILED, EXIT_STOPPED = 1, 3, 4
+EXIT_TOO_MANY_FAILED, EXIT_STOPPED = 3, 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -58,12 +59,9 @@ def main(
     seed: Annotated[int | None, typer.Option(help="seed instead of the recipe's")] = None,
     publish: Annotated[str, typer.Option(help="registered model that the bank becomes a version of")] = "",
     alias: Annotated[str, typer.Option(help="what NAME@ALIAS will mean after --publish; empty for none")] = "champion",
-    tracker: Annotated[str, typer.Option(help="who is told: mlflow or none")] = "mlflow",
-    tracking_uri: Annotated[
-        str | None,
-        typer.Option(help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite beside the output"),
-    ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment")] = "mcpl",
+    tracker: Tracker = "mlflow",
+    tracking_uri: TrackingUri = None,
+    experiment: Experiment = "mcpl",
     inline: Annotated[bool, typer.Option("--inline", help="learn in this process, without Ray")] = False,
     wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="the cluster adds nodes on demand")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the workers' logs")] = False,
@@ -145,17 +143,6 @@ def report(summary) -> None:
         )
 
 
-def cli() -> None:
-    """Errors that somebody can act on take one line; anything else shows its traceback."""
-    try:
-        app(standalone_mode=True)
-    except (MCPLError, OSError) as error:
-        print(f"train_all: {' '.join(str(error).split())}", file=sys.stderr)
-        leave(EXIT_ERROR)
-    except SystemExit as ended:
-        leave(ended.code)
-
-
 def leave(code: int | None) -> None:
     """End now: after a stop, a worker thread may still be learning, and nobody wants its result."""
     sys.stdout.flush()
@@ -166,4 +153,7 @@ def leave(code: int | None) -> None:
 
 
 if __name__ == "__main__":
-    cli()
+    try:
+        run(app, "train_all")
+    except SystemExit as ended:
+        leave(ended.code)

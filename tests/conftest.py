@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import uuid
 from pathlib import Path
@@ -126,6 +127,16 @@ def migrated(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
     connect(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def server(tmp_path, migrated):
+    """`mlflow server` on SQLite."""
+    from tests.mlflow_server import running
+
+    shutil.copyfile(migrated, tmp_path / "server.db")
+    with running(tmp_path / "server", f"sqlite:///{tmp_path}/server.db") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

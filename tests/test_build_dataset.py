@@ -57,7 +57,7 @@ def test_wrong_input_is_one_clear_line_and_writes_nothing(tmp_path, arguments):
     arguments = [str(tmp_path / a) if a in ("absent", "not.parquet") else a for a in arguments]
     done = build(*arguments, "--out", tmp_path / "set")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("build_dataset: ") and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "set").exists()
 
 

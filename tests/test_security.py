@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import base64
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +24,6 @@ from pipelines import train_all
 from tests.faulty import Faulty
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario
-from tests.tracking.conftest import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "mcpl").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
@@ -97,18 +95,13 @@ BASIC = base64.b64encode(f"ann:{PASSWORD}".encode()).decode()
 
 
 @pytest.fixture(params=["away", pytest.param("there", marks=[pytest.mark.integration, pytest.mark.slow])])
-def tracking(request, tmp_path) -> Iterator[Faulty]:
+def tracking(request) -> Iterator[Faulty]:
     """A proxy before a tracking server, or before nothing; the server's database and log lie below `tmp_path`."""
-    server = None
-    if request.param == "there":
-        shutil.copyfile(request.getfixturevalue("migrated"), tmp_path / "server.db")
-        server = Server(tmp_path / "server", f"sqlite:///{tmp_path}/server.db").start()
+    server = request.getfixturevalue("server") if request.param == "there" else None
     proxy = Faulty(server.uri if server else "127.0.0.1:9")
     proxy.away = server is None
     yield proxy
     proxy.close()
-    if server:
-        server.kill()
 
 
 def test_secrets_are_used_and_neither_written_nor_said(

@@ -6,10 +6,8 @@ Each group of commands is a module; heavy imports stay inside the commands: `mcp
 from __future__ import annotations
 
 import os
-import sys
 
 import typer
-from rich.console import Console
 
 from mcpl.cli.bank import bank_app, publish
 from mcpl.cli.concepts import concepts_app
@@ -20,7 +18,7 @@ from mcpl.cli.learn import explain, learn
 from mcpl.cli.plan import plan
 from mcpl.cli.report import report
 from mcpl.cli.show import show
-from mcpl.errors import MCPLError
+from mcpl.cli.terminal import run
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -38,10 +36,5 @@ for name, group in GROUPS.items():
 
 
 def main() -> None:
-    """Entry point: the four errors of mcpl are one line on stderr and exit code 1."""
-    try:
-        app(standalone_mode=True)
-    except (MCPLError, OSError) as error:  # OSError: a full disk, a folder without rights, a store that is away
-        line = " ".join(str(error).split())
-        Console(stderr=True).print(f"mcpl: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+    """Entry point."""
+    run(app, "mcpl")

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mcpl.cli.terminal import Model, console, print_metrics
+from mcpl.cli.terminal import Home, Model, TrackingUri, console, print_metrics
 from mcpl.errors import ConfigError
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show them, describe them.")
@@ -93,8 +93,8 @@ def bank_search(
     min_iou: Annotated[float | None, typer.Option("--min-iou", help="Least attention IoU of the picture.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Nearest words to find.")] = 10,
     out: Annotated[str | None, typer.Option("--out", "-o", help="Folder or URI: write the hits as files.")] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; default MLFLOW_TRACKING_URI.")] = None,
-    home: Annotated[Path, typer.Option(help="Where the default MLflow database lies.")] = Path("."),
+    tracking_uri: TrackingUri = None,
+    home: Home = Path("."),
 ) -> None:
     """Learned words of a bank or of the registry: by word, by picture, by likeness, or in groups of like words."""
     asked = [option for option in (word or id, near, like, clusters) if option]
@@ -223,7 +223,7 @@ def publish(
     bank: Annotated[str, typer.Argument(help="Bank folder or URI.")],
     name: Annotated[str, typer.Option("--name", help="Registered model name.")],
     alias: Annotated[str | None, typer.Option("--alias", help="Alias to set, such as champion.")] = "champion",
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server; default MLFLOW_TRACKING_URI.")] = None,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Publish a bank as a version of a registered model."""
     from mcpl.orchestration.record import publish_bank

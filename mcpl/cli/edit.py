@@ -11,18 +11,16 @@ from mcpl.cli.generate import (
     Banks,
     Concepts,
     Device,
-    Home,
     Ids,
     Precision,
     Registry,
     Sources,
-    TrackingUri,
     all_sources,
     base_of,
     found_words,
     learned_beside,
 )  # fmt: skip
-from mcpl.cli.terminal import Model, console
+from mcpl.cli.terminal import Home, Model, TrackingUri, console
 from mcpl.errors import ConfigError, ExampleError
 
 

@@ -1,19 +1,43 @@
-"""What the commands share: the options that mean the same everywhere, the console, the table of scores."""
+"""What commands and pipelines share: options that mean the same everywhere, the console, how errors are told."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from mcpl.errors import MCPLError
+
 console = Console()
 
 Model = Annotated[str | None, typer.Option("--model", help="Base model: catalogue name, directory or hub id.")]
 Words = Annotated[str | None, typer.Option("--words", help="What is learned: marked, all, or list:FILE of nouns.")]
+Tracker = Annotated[str, typer.Option(help="who is told: mlflow or none")]
+Experiment = Annotated[str, typer.Option(help="MLflow experiment")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite beside the output (or in --home)"
+    ),
+]
+Home = Annotated[Path, typer.Option(help="Where the default MLflow database lies.")]
+
+
+def run(app: typer.Typer, name: str, code: int = 1) -> None:
+    """Run a command line: an error that somebody can act on is one line on stderr, after the command's name, and the
+    exit code `code`; anything else shows its traceback."""
+    try:
+        app(standalone_mode=True)
+    except (MCPLError, OSError) as error:  # OSError: a full disk, a folder without rights, a store that is away
+        line = " ".join(str(error).split())
+        Console(stderr=True).print(f"{name}: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(code)
 
 
 def adjusted_recipe(name: str, **changes: object):

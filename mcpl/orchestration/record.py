@@ -26,11 +26,14 @@ from mcpl.orchestration.showing import shown_rows
 from mcpl.report import figures
 from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_tracker, versions
 from mcpl.tracking.registry import Published, publish
-from mcpl.tracking.results import Summary, log_bank, log_summary, picture_rows
+from mcpl.tracking.results import Summary, log_bank, log_summary, picture_rows, score_table
+from mcpl.types import Provenance
 
 RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
 OVERLAYS = 12
 """pictures whose sheets a run carries"""
+NOTE_WIDTH = 640
+"""pixels of the picture in a run's note: a wider one pushes the values of MLflow's page out of sight"""
 PAGE_PICTURES = 240
 """pictures of the page that a run carries, one file of a few megabytes at most: `mcpl report` shows the whole bank"""
 TABLE_ROWS = 10_000
@@ -197,12 +200,30 @@ def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
         log_summary(run, summary)
         run.figure(figures.curves(summary.bands()), "curves")
         run.table(pictures, "pictures")
-        for one in shown:
-            run.figure(figures.concept_sheet(one), f"overlays/{safe_name(one.id)}")
+        for place, one in enumerate(shown):
+            sheet = figures.concept_sheet(one)
+            run.figure(sheet, f"overlays/{safe_name(one.id)}")
+            if place == 0:
+                sheet.thumbnail((NOTE_WIDTH, 2 * NOTE_WIDTH))
+                run.figure(sheet, "note")
         run.artifact(page, "report/index.html")
         run.tags({"base": learned_with.base, "base_digest": learned_with.base_digest})
+        run.note(_note(learned_with, dataset, summary, bool(shown)))
 
     return say
+
+
+def _note(learned_with: Provenance, dataset: Dataset, summary: Summary, drawn: bool) -> str:
+    """What was learned and how well, before anybody opens an artifact; the page shows its first lines at once."""
+    counts = ", ".join(f"{count} {status}" for status, count in summary.statuses.items())
+    name = Path(dataset.uri).name or dataset.uri
+    parts = [
+        f"**{name}: {counts}**, with recipe `{learned_with.recipe}` on base `{learned_with.base}`. Under Artifacts, "
+        "`report/index.html` is the page to look at, `pictures` a table, and `bank` what was learned.",
+        drawn and "![where each word looks](note.png)",
+        f"Means over pictures:\n\n{score_table(summary.scores())}",
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def _keep_bank(run: Run, store: Store) -> None:

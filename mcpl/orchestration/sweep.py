@@ -36,7 +36,7 @@ from mcpl.orchestration.attempts import one_line
 from mcpl.orchestration.job import Runner, commit
 from mcpl.orchestration.record import home_of
 from mcpl.orchestration.space import Space, Value, examples
-from mcpl.orchestration.sweep_report import write_report
+from mcpl.orchestration.sweep_report import trial_note, write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report, told
 from mcpl.packing import chunks
 from mcpl.recipes import adjust
@@ -97,6 +97,8 @@ def run(
     search, left = Search(kept), trials - len(kept.results())
     if left > 0:
         _tune(search, kept, record, left, placement, concurrent, runner, console, verbose)
+    for number in record.settle():
+        kept.mark_told(number)
     results = kept.results()
     if all(result.state == "failed" for result in results.values()):
         reasons = sorted({result.reason for result in results.values()})
@@ -306,6 +308,8 @@ class _Record:
         self._tracker, self._store, self._space = tracker, store, space
         self._name = Path(store.uri).name
         self._runs: dict[int, Run] = {}
+        self._missed: dict[int, Run] = {}
+        """ended runs of which the tracker has not heard everything"""
         self._said: dict[int, int] = {}
 
     def start(self, number: int, values: dict) -> Run:
@@ -328,15 +332,26 @@ class _Record:
             self._runs[number].metrics({k: v for k, v in said.items() if k != "packs"}, step=said["packs"])
 
     def end(self, result: Result) -> bool:
-        """End a trial's run; whether all that it said has reached the tracker."""
+        """End a trial's run; whether all that it said has reached the tracker, for which nobody waits here."""
         run = self.start(result.number, dict(result.values))
         for said in result.reports:  # all of them where the process was killed before the run ended
             self.report(result.number, said)
         run.table(list(result.rows), "pictures")
         run.tags({"mcpl.trial_state": result.state} | ({"reason": result.reason} if result.reason else {}))
+        run.note(trial_note(result, self._name))
         run.finish("FAILED" if result.state == "failed" else "FINISHED")
         del self._runs[result.number]
+        for missed in self._missed.values():  # the server may be back
+            missed.deliver()
+        if not run.delivered:
+            self._missed[result.number] = run
         return run.delivered
+
+    def settle(self) -> list[int]:
+        """Tell what the tracker has missed, waiting a little where it is away; the trials that it knows in full now."""
+        for run in self._missed.values():
+            run.settle()
+        return [number for number, run in self._missed.items() if run.delivered]
 
     def stop(self) -> None:
         """End the runs of the trials at work, which the same command goes on in."""
@@ -349,6 +364,7 @@ class _Record:
         for name, content in files.items():
             run.artifact(content, f"sweep/{name}")
         run.tags({"mcpl.best_of": str(trials)})
+        run.note(files["report.md"].decode().replace("![", "[").replace("](", "](sweep/"))  # links: both are wide
         run.finish()
 
 

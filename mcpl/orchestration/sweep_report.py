@@ -54,6 +54,15 @@ def write_report(
     return summary
 
 
+def trial_note(result: Result, sweep: str) -> str:
+    """What a trial tried, and what came of it: Markdown."""
+    numbers = {name: value for name in ("score", "gain", "passes") if (value := getattr(result, name)) is not None}
+    told = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+    tried = [{"searched": path, "value": value} for path, value in result.values.items()]
+    why = f": {result.reason}" if result.reason else ""
+    return f"**Trial {result.number:05d} of {sweep}, {result.state}{why}**. {told}\n\n" + markdown_table(tried)
+
+
 def _best(result: Result, space: Space) -> bytes:
     recipe = space.recipe_of(result.values, f"{space.start.name}-tuned")
     head = (

@@ -215,9 +215,9 @@ def curves(bands: Mapping[str, Sequence[tuple[int, float, float, float]]]) -> Im
         axes.plot(steps, middle, color=WORD_COLOURS[5], lw=2, label="median")
         axes.set_title(_readable(name), fontsize=11, color=INK, loc="left")
         axes.set_xlabel("step", color=MUTED)
-        _quiet(axes)
+        quiet(axes)
     figure.axes[0].legend(frameon=False, fontsize=8)
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)
 
 
 def _left_column(sheet: _Sheet, shown: Shown, x: int, y: int, side: int) -> int:
@@ -293,11 +293,12 @@ def _loss_plot(curve: Sequence[CurvePoint], width: int, height: int) -> Image.Im
     axes = figure.add_subplot()
     axes.plot([p.step for p in curve], [p.fixed_noise_loss for p in curve], color=WORD_COLOURS[5], lw=2)
     axes.set_title("loss on fixed noise, by step", fontsize=10, color=MUTED, loc="left")
-    _quiet(axes)
-    return _rendered(figure, FigureCanvasAgg)
+    quiet(axes)
+    return rendered(figure, FigureCanvasAgg)
 
 
-def _quiet(axes: Any) -> None:
+def quiet(axes: Any) -> None:
+    """Leave of a diagram's frame and ticks what one reads values by."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(RULE)
     axes.tick_params(colors=MUTED, labelsize=8)
@@ -305,7 +306,8 @@ def _quiet(axes: Any) -> None:
     axes.locator_params(axis="y", nbins=5)
 
 
-def _rendered(figure: Any, canvas: Any) -> Image.Image:
+def rendered(figure: Any, canvas: Any) -> Image.Image:
+    """A matplotlib figure as a picture; `canvas`: the class of its backend."""
     buffer = io.BytesIO()
     canvas(figure).print_png(buffer)
     return Image.open(buffer).convert("RGB")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mcpl.report.figures import HEAT, INK, MUTED, RULE, WORD_COLOURS, _quiet, _rendered
+from mcpl.report.figures import HEAT, INK, MUTED, RULE, WORD_COLOURS, quiet, rendered
 
 BEST_COLOUR, DOT = WORD_COLOURS[6], WORD_COLOURS[5]
 
@@ -64,7 +64,7 @@ def parallel(points: Sequence[Point], knobs: Mapping[str, bool], best: int) -> I
     bar = figure.colorbar(ScalarMappable(colour, heat), ax=axes, fraction=0.02, pad=0.01)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7.5, colors=MUTED)
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)
 
 
 def slices(
@@ -104,7 +104,7 @@ def slices(
             axes.tick_params(colors=MUTED, labelsize=8)
             axes.grid(axis="y", color=RULE, lw=0.6)
         else:
-            _quiet(axes)
+            quiet(axes)
     for axes in grid[len(knobs) :]:
         axes.set_visible(False)
     for axes in grid[:: max(1, across)]:
@@ -113,7 +113,7 @@ def slices(
         figure.suptitle(
             "after each name: its share of the score's variance", fontsize=8.5, color=MUTED, x=0.01, ha="left"
         )
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)
 
 
 class _Scale:

@@ -74,7 +74,8 @@ class RunRecord:
 class Run:
     """One job's voice. `with tracker.start(...) as run:` ends it as FINISHED, FAILED or KILLED.
 
-    A tracker gives four verbs: metric_points, tags, artifact, finish. The others are made of these.
+    A tracker gives four verbs: metric_points, tags, artifact, finish. The others are made of these. One that may be
+    away also gives deliver and settle, and then `delivered` says whether it has heard everything.
     """
 
     record: RunRecord | None = None
@@ -98,6 +99,13 @@ class Run:
 
     def finish(self, status: Status = "FINISHED") -> None:
         raise NotImplementedError
+
+    def deliver(self) -> int:
+        """Try again, if it is time to, what the tracker has missed; how many messages it took."""
+        return 0
+
+    def settle(self) -> None:
+        """The last one of a job: try again what the tracker has missed, and wait a little where it is away."""
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.metric_points([(step, values)])
@@ -123,6 +131,10 @@ class Run:
         self.artifact(buffer.getvalue(), f"{name}.parquet")
         self.artifact(markdown_table(rows, TABLE_LINES).encode(), f"{name}.md")
 
+    def note(self, text: str) -> None:
+        """What people read first of a run: Markdown, whose pictures and links are named as the run's artifacts are."""
+        self.artifact(text.encode(), "note.md")
+
     def __enter__(self) -> Self:
         return self
 
@@ -131,6 +143,7 @@ class Run:
             self.finish(self.ends_as)
         else:
             self.finish("FAILED" if issubclass(kind, Exception) else "KILLED")
+        self.settle()
 
 
 class Tracker(Protocol):

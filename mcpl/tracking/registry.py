@@ -17,13 +17,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.tracking import index
 from mcpl.tracking.base import markdown_table
 from mcpl.tracking.redaction import redact
-from mcpl.tracking.server import connect, experiment_id, load_mlflow, plain_errors, resolve_uri, speaking_to
+from mcpl.tracking.results import score_table
+from mcpl.tracking.server import (
+    artifact_address,
+    connect,
+    experiment_id,
+    load_mlflow,
+    plain_errors,
+    resolve_uri,
+    speaking_to,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -539,8 +547,8 @@ def _overlays(client: MlflowClient, run_id: str | None) -> list[str]:
         found = client.list_artifacts(run_id, "overlays")
     except MlflowException:  # a run that is gone costs the card its pictures
         return []
-    names = [quote(entry.path) for entry in found if entry.path.endswith(".png")]
-    return [f"get-artifact?path={name}&run_uuid={run_id}" for name in names[:CARD_PICTURES]]
+    names = [entry.path for entry in found if entry.path.endswith(".png")]
+    return [artifact_address(run_id, name) for name in names[:CARD_PICTURES]]
 
 
 def _card(name: str, manifest: Mapping[str, Any], description: str, overlays: Sequence[str] = ()) -> str:
@@ -555,18 +563,12 @@ def _card(name: str, manifest: Mapping[str, Any], description: str, overlays: Se
         "words": words,
         **manifest["left_out"],
     }
-    told = manifest["scores"]
-    scores = [
-        {"score": key, "before": told.get(f"{key}_step0", {}).get("mean"), **score}
-        for key, score in told.items()
-        if not (key.endswith("_step0") and key.removesuffix("_step0") in told)
-    ]
-    word = next(iter(manifest["concepts"]))
+    scores, word = score_table(manifest["scores"]), next(iter(manifest["concepts"]))
     concepts = [{"word": slug, "pictures": n} for slug, n in list(manifest["concepts"].items())[:CARD_CONCEPTS]]
     parts = [
         redact(description) or f"**{manifest['words']} words learned from {manifest['pictures']} pictures.**\n",
         markdown_table([{"about": key, "told": value} for key, value in facts.items() if value]),
-        scores and f"Means over pictures of {manifest['dataset'] or 'an unnamed dataset'}:\n\n{markdown_table(scores)}",
+        scores and f"Means over pictures of {manifest['dataset'] or 'an unnamed dataset'}:\n\n{scores}",
         "\n".join(f"![where each word looks]({address})" for address in overlays),
         markdown_table(concepts),
         "```python\n"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mcpl.tracking.base import Run
+from mcpl.tracking.base import Run, markdown_table
 from mcpl.tracking.redaction import redact
 
 if TYPE_CHECKING:
@@ -124,9 +124,31 @@ def log_summary(run: Run, summary: Summary) -> None:
     """Curves, scores and counts as metrics of the run."""
     run.metric_points(summary.curves())
     scores = summary.scores()
-    run.metrics({f"fidelity/{name}": score["mean"] for name, score in scores.items()})
-    run.metrics({f"fidelity/{name} n": score["n"] for name, score in scores.items()})
+    run.metrics({_grouped(name): score["mean"] for name, score in scores.items()})
+    run.metrics({f"measured pictures/{name}": score["n"] for name, score in scores.items()})
     run.metrics({f"pictures/{status}": count for status, count in summary.statuses.items()})
+
+
+def _grouped(score: str) -> str:
+    """A score's name as a metric: what stands before the slash is a section of a run's charts."""
+    return f"signs/{score.removeprefix('sign_')}" if score.startswith("sign_") else f"fidelity/{score}"
+
+
+def score_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """`Summary.scores` as Markdown: each before learning and after it; then how often signs of failure were seen."""
+    signs = {name.removeprefix("sign_"): told for name, told in scores.items() if name.startswith("sign_")}
+    rows = [
+        {
+            "score": name,
+            "before": scores.get(f"{name}_step0", {}).get("mean"),
+            "after": told["mean"],
+            "pictures": told["n"],
+        }
+        for name, told in scores.items()
+        if not name.startswith("sign_") and name.removesuffix("_step0") not in scores.keys() - {name}
+    ]
+    seen = [f"{name.replace('_', ' ')} in {told['mean']:.0%}" for name, told in signs.items() if told["mean"]]
+    return markdown_table(rows) + (f"\nSigns of failure: {', '.join(seen) or 'none'}.\n" if signs else "")
 
 
 def picture_rows(rows: Iterable[BankRow]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from mcpl.errors import ConfigError
 from mcpl.tracking.redaction import redact
@@ -29,6 +29,11 @@ class Away(ConfigError):
 
 
 REACH_SECONDS = 6.0  # an unreachable server is named within this time
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # and not of chats
+    "mlflow.note.content": "A run is a job of mcpl: a dataset that was learned, or a trial of a sweep. Each says first "
+    "what came of it; the words themselves are under Models.",
+}
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "INVALID_STATE", "BAD_REQUEST"}
 """codes of MLflow with which a server that is there says no"""
 
@@ -102,7 +107,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str, home: Path) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=_artifact_location(uri, home, name))
+            return client.create_experiment(name, _artifact_location(uri, home, name), EXPERIMENT_TAGS)
         except Exception:  # another driver may have been quicker
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -110,6 +115,11 @@ def experiment_id(client: MlflowClient, uri: str, name: str, home: Path) -> str:
     if found.lifecycle_stage != "active":
         raise ConfigError(f"experiment {name!r} at {redact(uri)} was deleted: restore it, or choose another name")
     return found.experiment_id
+
+
+def artifact_address(run_id: str, name: str) -> str:
+    """Where MLflow's own pages find a run's artifact, relative to themselves."""
+    return f"get-artifact?path={quote(name)}&run_uuid={run_id}"
 
 
 @contextlib.contextmanager

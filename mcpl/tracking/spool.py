@@ -20,7 +20,7 @@ from typing import IO, Any, Literal
 class Message:
     """One thing that a run says."""
 
-    kind: Literal["start", "metrics", "tags", "artifact", "finish"]
+    kind: Literal["start", "metrics", "tags", "note", "artifact", "finish"]
     body: dict[str, Any]
     content: Path | bytes | None = field(default=None, repr=False)
     """of an artifact"""

@@ -1,11 +1,8 @@
-"""A sweep on Ray Tune: kill -9 in the middle, the same command again, and every trial is there once."""
+"""A sweep on Ray Tune: kill -9 of it and of its server, the same command again, and every trial is there once."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 
 import pytest
 import yaml
@@ -14,6 +11,7 @@ from mcpl.recipes import load
 from mcpl.tracking.server import connect
 from tests.orchestration import sweep_stub
 from tests.orchestration.scenario import Scenario, eventually
+from tests.processes import kill
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -60,7 +58,7 @@ def test_a_stopped_sweep_goes_on_and_trials_that_fail_stop_nothing(tmp_path, sta
     assert report.count("the stub was told to refuse") == len(failed) == summary["failed"]
 
 
-def test_kill_9_in_the_middle_of_a_sweep_doubles_and_loses_nothing(tmp_path, started):
+def test_kill_9_of_a_sweep_and_then_of_its_server_doubles_and_loses_nothing(tmp_path, started, server):
     scenario = Scenario(tmp_path)
     scenario.pictures(4)
     scenario.tell(seconds=0.05)
@@ -73,10 +71,9 @@ def test_kill_9_in_the_middle_of_a_sweep_doubles_and_loses_nothing(tmp_path, sta
         "startup": 5,
     }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    database = f"sqlite:///{tmp_path}/mlflow.db"
     command = [
         "pipelines/sweep.py", "--space", tmp_path / "space.yaml", "--trials", TRIALS, "--out", tmp_path / "sweep",
-        "--runner", sweep_stub.NAME, "--tracking-uri", database, "--cpus-per-trial", 0.5,
+        "--runner", sweep_stub.NAME, "--tracking-uri", server.uri, "--cpus-per-trial", 0.5,
     ]  # fmt: skip
     environment = {"MCPL_TRACKER": "mlflow"}
 
@@ -84,23 +81,27 @@ def test_kill_9_in_the_middle_of_a_sweep_doubles_and_loses_nothing(tmp_path, sta
         return sorted(path.parent.name for path in tmp_path.glob("sweep/trials/*/result.json"))
 
     first = started(*command, **environment)
-    deadline = time.monotonic() + 900
-    while len(results()) < 6:
-        assert first.poll() is None, (tmp_path / "log-0").read_text()
-        assert time.monotonic() < deadline, (tmp_path / "log-0").read_text()
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    eventually(lambda: len(results()) >= 6 or first.poll() is not None, 300, "the first trials")
+    kill(first.pid)
     before = results()
     asked = sorted(path.parent.name for path in tmp_path.glob("sweep/trials/*/asked.json"))
     assert 6 <= len(before) < TRIALS and len(asked) > len(before), "it was killed while trials were at work"
-    client = connect(database)
+    client = connect(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("mcpl").experiment_id])
     assert "RUNNING" in {run.info.status for run in runs}, "the kill left a run that claims to be running"
 
     second = started(*command, **environment)
-    assert second.wait(timeout=900) == 0, (tmp_path / "log-1").read_text()
+    eventually(lambda: len(results()) >= 9 or second.poll() is not None, 300, "more trials")
+    server.kill()
+    assert len(results()) < TRIALS, "it was killed while trials were at work"
+    server.start()
+    assert second.wait(timeout=300) == 0, (tmp_path / "log-1").read_text()
+    assert "went away" in (tmp_path / "log-1").read_text()
     assert results() == [f"{number:05d}" for number in range(TRIALS)]
+
+    third = started(*command, **environment)  # nothing to learn: it tells what the server has missed
+    assert third.wait(timeout=120) == 0, (tmp_path / "log-2").read_text()
+    assert not list(tmp_path.glob("mlflow-spool/*/*.json"))
     runs = client.search_runs([client.get_experiment_by_name("mcpl").experiment_id], max_results=1000)
     assert sorted(run.data.tags["mcpl.trial"] for run in runs) == results()
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -110,6 +111,7 @@ def test_kill_9_in_the_middle_of_a_sweep_doubles_and_loses_nothing(tmp_path, sta
     (winner,) = [run for run in runs if run.data.tags.get("mcpl.best_of") == str(TRIALS)]
 
     summary = json.loads((tmp_path / "log-1").read_text().splitlines()[-1])
+    assert summary == json.loads((tmp_path / "log-2").read_text().splitlines()[-1])
     assert summary["trials"] == TRIALS and summary["failed"] == 0
     assert winner.data.tags["mcpl.trial"] == f"{summary['best']['number']:05d}"
     assert summary["best"]["score"] >= summary["start"]["score"]

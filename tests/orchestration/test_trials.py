@@ -268,15 +268,18 @@ def test_a_trial_that_ends_while_the_server_is_away_is_not_told(space_file, tmp_
     run = NullRun()
     run.delivered = False
     tracker = SimpleNamespace(start=lambda *_, **__: run)
+    record = sweep._Record(tracker, kept.store, space)
     following = sweep._Following(
-        search, kept, sweep._Record(tracker, kept.store, space), sweep._Board(space, 4, kept, Console(quiet=True)), 4,
-        threading.Event(),
-    )  # fmt: skip
+        search, kept, record, sweep._Board(space, 4, kept, Console(quiet=True)), 4, threading.Event()
+    )
     trial = SimpleNamespace(config={"number": 0, "values": dict(asked.values)}, last_result={})
     following.on_trial_start(0, [], trial)
     following.on_trial_result(0, [], trial, {"packs": 4, "score": 0.5, "gain": 0.1, "passes": 8})
     following.on_trial_complete(0, [], trial)
     assert [result.number for result in kept.untold()] == [0]
+    assert record.settle() == []
+    run.settle = lambda: setattr(run, "delivered", True)
+    assert record.settle() == [0], "it was back at the sweep's end"
 
 
 def test_a_dataset_without_pictures_is_one_line(space_file, tmp_path):

@@ -1,15 +1,11 @@
-"""A fresh tracking database, fake bank rows, and a real server."""
+"""A fresh tracking database, fake bank rows, and a real PostgreSQL."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import numpy as np
 import pytest
 
 from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
+from tests.mlflow_server import Server, running
 from tests.ports import free_port
 
 WIDTH = 8
@@ -60,66 +57,6 @@ def _bank_row(
     losses = {"denoising": (3.0 + index, 1.0 + index)}
     learned = LearnedConcepts(f"p{index}", concepts, curve, losses, steps=20, sample_passes=100)
     return BankRow(f"p{index}", text, "learned", provenance, learned=learned, metrics={"assignment": index / 10})
-
-
-SERVER_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # seven more processes that nothing here needs
-}
-
-
-class Server:
-    """`mlflow server` on a free port of this machine, in its own process group."""
-
-    def __init__(self, folder: Path, backend: str) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder, self.backend = folder, backend
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> Server:
-        options = {
-            "--host": "127.0.0.1",
-            "--port": str(self.port),
-            "--workers": "1",
-            "--backend-store-uri": self.backend,
-            "--artifacts-destination": str(self.folder / "artifacts"),
-        }
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)],
-                cwd=self.folder,
-                env=os.environ | SERVER_SETTINGS,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 240
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return self
-            except OSError:
-                assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
-                time.sleep(0.3)
-        raise AssertionError("mlflow server did not start: " + (self.folder / "log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        if self.process and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture
-def server(tmp_path, migrated):
-    shutil.copyfile(migrated, tmp_path / "server.db")
-    server = Server(tmp_path / "server", f"sqlite:///{tmp_path}/server.db")
-    try:
-        yield server.start()
-    finally:
-        server.kill()
 
 
 @pytest.fixture
@@ -166,10 +103,7 @@ def _postgres_programs() -> Path | None:
 
 
 @pytest.fixture
-def postgres_server(tmp_path, postgres):
+def postgres_server(tmp_path, postgres) -> Iterator[Server]:
     """`mlflow server` as a team would run it, on PostgreSQL."""
-    server = Server(tmp_path / "server", postgres)
-    try:
-        yield server.start()
-    finally:
-        server.kill()
+    with running(tmp_path / "server", postgres) as server:
+        yield server

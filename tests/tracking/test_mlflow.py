@@ -61,7 +61,7 @@ def test_a_job_is_one_run_with_all_it_said(home, tmp_path, bank_row):
     assert found.data.params["recipe.attention_mask.threshold"] == "0.5"
     assert found.data.tags["recipe_fingerprint"] == "f" * 16
     assert found.data.metrics["fidelity/assignment"] == pytest.approx(0.15)
-    assert found.data.metrics["fidelity/assignment n"] == 4
+    assert found.data.metrics["measured pictures/assignment"] == 4
     assert found.data.metrics["pictures/failed"] == 1
     curve = client.get_metric_history(run.record.run_id, "fixed_noise_loss/mean")
     assert [(point.step, round(point.value, 4)) for point in curve] == [(0, 2.5), (10, 1.5909), (20, 1.5476)]
@@ -284,7 +284,7 @@ def test_a_server_that_is_away_when_a_later_run_starts_is_told_later(met, home, 
             run.metrics({"loss": 2.0}, step=1)
             run.finish()
             assert not run.delivered and not run.record.opened
-    monkeypatch.setattr(tracker, "_next_attempt", 0.0)  # half a minute later
+    monkeypatch.setattr(tracker._line, "_next_attempt", 0.0)  # half a minute later
     assert tracker.start(**JOB | {"job": "fourth"}).record.opened
     for run in runs:
         run._spool._lock.close()  # the process ends
@@ -293,6 +293,64 @@ def test_a_server_that_is_away_when_a_later_run_starts_is_told_later(met, home, 
     found = connect(later.uri).search_runs([later.experiment_id])
     assert sorted(run.data.tags["mcpl.job"] for run in found) == ["first", "fourth", "second", "third"]
     assert [run.data.metrics for run in found if run.data.tags["mcpl.job"] == "third"] == [{"loss": 2.0}]
+
+
+def test_what_one_run_finds_out_holds_up_no_other(home, monkeypatch, caplog):
+    """Trials at work while the server goes away: it is asked once, nobody waits at a trial's end, and all is kept."""
+    slept, sleep = [], time.sleep
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(seconds) or sleep(seconds))
+    tracker = MLflowTracker(home=home)
+    runs = [tracker.start(**JOB | {"job": f"trial {number}"}) for number in range(5)]
+    asked = []
+    with monkeypatch.context() as broken:
+
+        def no_answer(*_, **__):
+            asked.append(1)
+            raise ConnectionError("gone")
+
+        for verb in ("log_batch", "log_artifact", "set_terminated", "search_experiments"):
+            broken.setattr(tracker._client, verb, no_answer)
+        for run in runs:
+            run.metrics({"loss": 2.0}, step=1)
+            run.artifact(b"text", "notes/a.txt")
+            run.finish()
+        assert len(asked) == 1 and not slept and not any(run.delivered for run in runs)
+        assert caplog.text.count("went away") == 1
+
+        for run in runs:
+            run.settle()
+        assert 0 < sum(slept) <= 1 and caplog.text.count("are kept in") == 1, "the last wait is one for all"
+        said = len(asked)
+        for run in runs:
+            run.deliver()
+        assert len(asked) == said, "between two attempts it is left in peace"
+
+    monkeypatch.setattr(tracker._line, "_next_attempt", 0.0)  # half a minute later
+    assert all(run.deliver() for run in runs) and all(run.delivered for run in runs)
+    found = tracker._client.search_runs([tracker.experiment_id])
+    assert [(run.info.status, run.data.metrics) for run in found] == [("FINISHED", {"loss": 2.0})] * 5
+
+
+def test_what_an_earlier_process_left_does_not_reopen_a_run_that_has_ended_since(home, monkeypatch):
+    """A job is stopped while the server is away, and ends elsewhere; only then does somebody find what it left."""
+    tracker = MLflowTracker(home=home)
+    tracker._line.lost("it is away")
+    stopped = tracker.start(**JOB)
+    stopped.metrics({"loss": 3.0}, step=1)
+    stopped.finish("KILLED")
+    assert not stopped.delivered
+    stopped._spool._lock.close()  # the process ends
+    time.sleep(0.01)
+    with MLflowTracker(tracker.uri, home=home / "elsewhere").start(**JOB) as run:
+        run.metrics({"loss": 2.0}, step=2)
+
+    later = MLflowTracker(home=home)
+    (found,) = connect(later.uri).search_runs([later.experiment_id])
+    assert found.info.status == "FINISHED"
+    history = connect(later.uri).get_metric_history(found.info.run_id, "loss")
+    assert sorted(point.step for point in history) == [1, 2]
+    assert not list((home / "mlflow-spool").iterdir())
 
 
 def test_a_server_that_refuses_a_later_run_is_not_away(home, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_bank_on_disk_is_published_and_says_how_to_load_it(publish, bank):
 def test_a_mistake_is_one_line(publish, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["publish.py", str(tmp_path / "none"), "--name", "toys"])
     with pytest.raises(SystemExit) as ended:
-        publish.cli()
+        publish.run(publish.app, "publish")
     told = capsys.readouterr().err
     assert ended.value.code == 1
     assert told.count("\n") == 1 and "none" in told

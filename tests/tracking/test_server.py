@@ -25,6 +25,7 @@ def test_a_server_that_dies_loses_nothing_and_stops_nothing(server, tmp_path, mo
         run.metrics({"loss": 3.0 / step}, step=step)
     run.artifact(b"kept", "notes/a.txt")
     run.finish()
+    run.settle()
     assert time.monotonic() - start < 40  # a few attempts, not one per message
     assert f"kept in {tmp_path}/mlflow-spool/{run.record.run_id}" in caplog.text
     run._spool._lock.close()  # the process ends
