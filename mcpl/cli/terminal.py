@@ -12,7 +12,9 @@ from rich.table import Table
 
 console = Console()
 
-Model = Annotated[str | None, typer.Option("--model", help="Base model: catalogue name, directory or hub id.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Base model: catalogue name, directory, or hub id (owner/name@revision).")
+]
 Words = Annotated[str | None, typer.Option("--words", help="What is learned: marked, all, or list:FILE of nouns.")]
 
 
