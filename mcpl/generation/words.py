@@ -165,11 +165,13 @@ def _in_bank(uri: str, ids: Collection[str]) -> Find:
     columns = bank.table(["id", "base", "base_digest"])
     bases = {row["id"]: (row["id"], row["base"], row["base_digest"]) for row in columns.to_pylist()}
 
+    wanted = {bank.row_id(id) for id in ids}
+
     def find(slug: str) -> list[LearnedWord]:
         return [
             LearnedWord(slug, _tensor(hit.vectors), _told(uri), *bases[hit.id])
             for hit in bank.search(slug)
-            if not ids or hit.id in ids
+            if not ids or hit.id in wanted
         ]
 
     return find
