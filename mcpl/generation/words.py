@@ -199,7 +199,7 @@ def _in_registry(model: str, ids: Collection[str], tracking_uri: str | None, hom
         found = lookup(model, word=slug, image_id=list(ids) or None, **where)
         return [
             LearnedWord(slug, _tensor(list(hit.vectors)), model, hit.image_id, base, digest)
-            for hit in found.itertuples()
+            for hit in found.drop_duplicates("image_id").itertuples()  # two pictures of one group find one word
         ]
 
     return find
