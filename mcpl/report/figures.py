@@ -70,6 +70,7 @@ def show(picture: Picture, outcome: Any, number: int = 0) -> Shown:
     """
     evaluation = outcome.evaluation
     alone, alone_step0 = (evaluation.alone, evaluation.alone_step0) if evaluation else ({}, {})
+    places = {word.concept.slug: place for place, word in enumerate(outcome.learned.concepts)}
     words = [
         ShownWord(
             slug=learned.concept.slug,
@@ -78,7 +79,7 @@ def show(picture: Picture, outcome: Any, number: int = 0) -> Shown:
             samples=_pictures(alone.get(learned.concept.slug)),
             samples_step0=_pictures(alone_step0.get(learned.concept.slug)),
             start=learned.concept.initializer or "",
-            colour=outcome.job.concepts.index(learned.concept),
+            colour=places[learned.concept.slug],
         )
         for learned in outcome.learned.of_picture(number).concepts
     ]

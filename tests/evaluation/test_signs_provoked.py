@@ -1,4 +1,7 @@
-"""Every failure sign on words that really failed, on the shipped base: as a wrong recipe, sentence or mask does it."""
+"""Failure signs on words that really failed, on the shipped base: as a wrong recipe, sentence or mask does it.
+
+Two words at one place, and a picture explained worse than before, take longer than a test may: test_signs.py has them.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,18 @@ def scene() -> Example:
     return scenes(1, seed=SEED, objects=2, naming="named").read(scenes(1, seed=SEED).shards(1)[0])[0]
 
 
-def black() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.zeros((32, 32), np.uint8)).save(buffer, "PNG")
+def speck() -> bytes:
+    """A mask of one latent."""
+    mask, buffer = np.zeros((32, 32), np.uint8), io.BytesIO()
+    mask[4:6, 4:6] = 255
+    Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def seen(base, scene: Example, told: str, recipe: Recipe, **changes) -> set[str]:
     """The signs that learning this scene shows; `told` has {a} and {b} for the objects' names."""
     a, b = scene.masks
-    masks = {a: black(), b: black()} if changes.pop("no_masks", False) else scene.masks
+    masks = {a: speck(), b: speck()} if changes.pop("specks", False) else scene.masks
     example = Example(scene.id, scene.image, told.format(a=a, b=b), masks)
     (row,) = Runner(recipe.model_validate(recipe.model_dump() | changes), Placement(device="cpu"), base)([example])
     assert row.status == "learned", row.reason
@@ -49,12 +54,10 @@ def seen(base, scene: Example, told: str, recipe: Recipe, **changes) -> set[str]
 RIGHT = "a <{a}> and a <{b}>"
 PROVOKED = {
     "collapse": ("a <{a}:{a}> and a <{b}:{a}>", {}),
-    "same_place": ("a <{a}:{a}> and a <{b}:{a}>", {}),
     "swapped": ("a <{a}:{b}> and a <{b}:{a}>", {}),
-    "empty_mask": (RIGHT, {"attention_mask": {"source": "given"}, "no_masks": True}),
+    "empty_mask": (RIGHT, {"attention_mask": {"source": "given"}, "specks": True}),
     "mask_everywhere": (RIGHT, {"attention_mask": {"threshold": 0.001}}),
     "diffuse": ("a <{a}:a> and a <{b}:on>", {}),
-    "low_fidelity": (RIGHT, {"lr": 3.0, "steps": 4, "probe_every": 2}),
     "norm_drift": (RIGHT, {"lr": 3.0, "steps": 4, "probe_every": 2}),
 }
 
@@ -63,7 +66,7 @@ def test_right_words_show_none(base, scene):
     assert seen(base, scene, RIGHT, RECIPE) == set()
 
 
-@pytest.mark.parametrize("name", SIGNS)
-def test_each_sign_is_seen_where_learning_failed_so(base, scene, name):
+@pytest.mark.parametrize("name", PROVOKED)
+def test_a_sign_is_seen_where_learning_failed_so(base, scene, name):
     told, changes = PROVOKED[name]
     assert name in seen(base, scene, told, RECIPE, **changes)
