@@ -38,11 +38,10 @@ from mcpl.models.base import BaseModel
 from mcpl.orchestration import threads
 from mcpl.orchestration.job import Outcome, Runner, to_pixels
 from mcpl.orchestration.looking import Looks, ids_of, inline, look_at
-from mcpl.orchestration.single import learn_example, write
+from mcpl.orchestration.single import learn_job, sheet, together, write
 from mcpl.prompts import said
 from mcpl.recipes import adjust, load
-from mcpl.report import figures
-from mcpl.types import Example
+from mcpl.types import Example, Group
 
 Picture = Any
 """path, PIL picture, array [H, W, 3] uint8, or a file's bytes"""
@@ -52,10 +51,10 @@ Words = Any
 
 @dataclass(frozen=True)
 class Learned:
-    """The words of one picture. Displays itself; `save` writes what `mcpl learn` writes."""
+    """The words of one picture, or of several together. Displays itself; `save` writes what `mcpl learn` writes."""
 
     outcome: Outcome = field(repr=False)
-    example: Example = field(repr=False)
+    asked: Example | Group = field(repr=False)
     runner: Runner = field(repr=False)
 
     @property
@@ -69,16 +68,15 @@ class Learned:
 
     @property
     def sheet(self) -> Image.Image:
-        """The picture's whole story."""
-        picture = fit(load_picture(self.example.image), self.runner.model.facts.resolution)
-        return figures.sheet_of(picture, self.outcome)
+        """The whole story of the picture, or of each of several."""
+        return sheet(self.outcome, self.asked, self.runner)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Word files, sheet, samples, metrics and a bank, into a new or empty folder."""
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} is not an empty folder: choose another")
-        write(folder, self.outcome, self.example, self.runner)
+        write(folder, self.outcome, self.asked, self.runner)
         return folder
 
     def _repr_png_(self) -> bytes:
@@ -92,7 +90,7 @@ class Learned:
             if not name.startswith("sign_") and not name.endswith("_step0")
         )
         table = f"<table><tr><th>metric</th><th>before</th><th>after</th></tr>{rows}</table>"
-        return inline(self._repr_png_(), "image/png", f"what was learned of {self.example.text!r}") + table
+        return inline(self._repr_png_(), "image/png", f"what was learned of {self.outcome.row.text!r}") + table
 
 
 def learn(
@@ -100,6 +98,7 @@ def learn(
     sentence: str,
     recipe: str = "paper",
     *,
+    also: Sequence[tuple[Picture, str]] = (),
     base: str | None = None,
     words: str | None = None,
     steps: int | None = None,
@@ -110,15 +109,15 @@ def learn(
 ) -> Learned:
     """Learn the <marked> words of a sentence from one picture.
 
+    also: more pictures, each with its sentence, that share words with the first (MCPL-diverse): equal words are one;
     recipe: a name or a YAML file; words: 'marked', 'all', or 'list:' and nouns; samples: pictures drawn from each word.
     Raises ExampleError for a picture or sentence that cannot be used, ConfigError for a wrong setting.
     """
     chosen = adjust(load(recipe), base=base, words=words, steps=steps, seed=seed)
-    example = _example(picture, sentence)
+    asked = together([_example(*one) for one in ((picture, sentence), *also)])
     model = _base(chosen.base, device, chosen.precision, chosen.revision)
     runner = Runner(chosen, Placement(pack=1, samples=samples, device=device), model)
-    runner.prepare(example)  # a sentence that does not fit this base is refused before anything is shown
-    return Learned(learn_example(example, runner, Console(quiet=not progress)), example, runner)
+    return Learned(learn_job(asked, runner, Console(quiet=not progress)), asked, runner)
 
 
 def show(

@@ -57,7 +57,7 @@ def release() -> Recipe:
     """The official code's behaviour where it can be reproduced: a record of defects, never a recommendation.
 
     Not reproduced: squashed portraits, words that match nothing or crash, pickled output, its pairing of adjectives by
-    order of appearance.
+    order of appearance, its 84 templates (ours are fewer, of the same kind).
     """
     return Recipe(
         name="release",

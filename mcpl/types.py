@@ -14,7 +14,7 @@ One legend of axes serves the whole project:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -75,6 +75,21 @@ class Example:
     """JSON of the rendered scene, where the picture is one."""
     group: str | None = None
     """Name shared by pictures that show the same concepts (MCPL-diverse); None for a picture by itself."""
+
+    @property
+    def pictures(self) -> tuple[Example, ...]:
+        """Itself, so that a picture and a `Group` are read alike."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures that share their words (MCPL-diverse): learned as one job, kept as one row of the bank."""
+
+    id: str
+    """the group's name"""
+    pictures: tuple[Example, ...]
+    """in the dataset's order"""
 
 
 @dataclass(frozen=True)
@@ -233,6 +248,7 @@ class LearnedConcepts:
 
     job_id: str
     concepts: tuple[LearnedConcept, ...]
+    """the maps of each are those of the first picture that names it"""
     curve: tuple[CurvePoint, ...]
     losses: Mapping[str, tuple[float, ...]]
     """term name -> its value at every logged step"""
@@ -242,6 +258,12 @@ class LearnedConcepts:
     """U-Net sample passes, forward-only passes for masks and curves included (the unit of cost)"""
     kept_step: int | None = None
     """the look whose rows and maps these are, where a recipe keeps its best look; None: the last"""
+    by_picture: tuple[tuple[LearnedConcept, ...], ...] = field(default=(), repr=False)
+    """for each picture of several, the words that it names with their maps there; no bank keeps them"""
+
+    def of_picture(self, number: int) -> LearnedConcepts:
+        """The same as one picture of the job shows it."""
+        return replace(self, concepts=self.by_picture[number], by_picture=()) if self.by_picture else self
 
     @property
     def kept(self) -> CurvePoint:
@@ -271,14 +293,32 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class BankRow:
-    """One picture's result: learned, failed with its reason, or skipped because it names nothing to learn."""
+class GroupPicture:
+    """One picture of a group's row."""
 
     id: str
     text: str
+    sha256: str
+    words: tuple[str, ...] = ()
+    """slugs of what its sentence names; empty where it was left out"""
+    reason: str | None = None
+    """why it was left out"""
+
+
+@dataclass(frozen=True)
+class BankRow:
+    """One picture's result: learned, failed with its reason, or skipped because it names nothing to learn.
+
+    Or one group's, under the group's name: one set of words, whatever the number of its pictures.
+    """
+
+    id: str
+    text: str
+    """the sentence; of a group, that of the first picture that was learned from"""
     status: Literal["learned", "failed", "skipped"]
     provenance: Provenance
     reason: str | None = None
+    """why nothing was learned, or which pictures of a group were left out"""
     learned: LearnedConcepts | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -286,3 +326,23 @@ class BankRow:
     host: str = ""
     learned_at: str = ""
     """ISO 8601, UTC; not part of what is compared"""
+    pictures: tuple[GroupPicture, ...] = ()
+    """of a group, in the dataset's order; empty for a picture by itself"""
+
+    @property
+    def used(self) -> tuple[GroupPicture, ...]:
+        """A group's pictures that were learned from."""
+        return tuple(picture for picture in self.pictures if picture.reason is None)
+
+    @property
+    def shown(self) -> str:
+        """Id of the picture that `text` tells of."""
+        return (self.used or self.pictures)[0].id if self.pictures else self.id
+
+    def picture_of(self, slug: str) -> str:
+        """Id of the picture that a word's maps belong to: the first that names it."""
+        return next((picture.id for picture in self.used if slug in picture.words), self.shown)
+
+    def told_of(self, slug: str) -> str:
+        """The sentence that names a word first."""
+        return next((picture.text for picture in self.used if slug in picture.words), self.text)

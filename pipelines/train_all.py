@@ -54,7 +54,7 @@ def main(
         typer.Option(help="GB of a device, 8, 12 or 24: sets pack, memory saving and precision"),
     ] = None,
     words: Annotated[str | None, typer.Option(help="marked, all, or list:FILE of nouns")] = None,
-    model: Annotated[str | None, typer.Option(help="base model: catalogue name, directory or hub id")] = None,
+    model: Annotated[str | None, typer.Option(help="base: catalogue name, directory, or owner/name@revision")] = None,
     steps: Annotated[int | None, typer.Option(help="optimisation steps instead of the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(help="seed instead of the recipe's")] = None,
     publish: Annotated[str, typer.Option(help="registered model that the bank becomes a version of")] = "",

@@ -272,3 +272,41 @@ def test_the_four_errors_share_one_root():
 
     four = (errors.ConfigError, errors.ExampleError, errors.PackTooLarge, errors.BankMismatch)
     assert all(issubclass(error, MCPLError) for error in four)
+
+
+def test_learn_takes_several_pictures_that_share_words(learn, photo, tmp_path, monkeypatch, capsys):
+    """MCPL-diverse by hand: one set of words, a sheet for each picture, and either picture finds them."""
+    other = tmp_path / "elsewhere" / "photo.png"
+    other.parent.mkdir()
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(other)
+    told = ("a red <star> above a <box>", "a <ring> below a <star>")
+    code, printed = learn(photo, told[0], other, told[1])
+    assert code == 0, printed
+    out = tmp_path / "out"
+    assert {path.parent.name for path in out.glob("concepts/*/*.safetensors")} == {"star", "box", "ring"}
+    story = json.loads((out / "metrics.json").read_text())
+    assert [(one["text"], one["words"]) for one in story["pictures"]] == [
+        (told[0], ["star", "box"]),
+        (told[1], ["star", "ring"]),
+    ]
+    assert {one["id"] for one in story["pictures"]} == {"photo-1", "photo-2"}, "files of one name are told apart"
+    sheet = Image.open(out / "sheet.png")
+    code, printed = run(monkeypatch, capsys, "bank", "search", "ring", "--bank", out / "bank", "--id", "photo-2")
+    assert (code == 0 and told[0] in " ".join(printed.split())) or "ring" in printed
+    code, printed = run(monkeypatch, capsys, "bank", "info", out / "bank")
+    assert "1 of these are groups" in printed
+    assert sheet.height > sheet.width / 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["other.png"], "'other.png' stands alone"),
+        (["other.png", "a <ring>"], "other.png: no such picture"),
+        (["PHOTO", "no mark"], "no placeholder"),
+        (["PHOTO", "a <ring> " + "and a red disc " * 12], "photo-2: "),
+    ],
+)
+def test_a_further_picture_that_cannot_be_used_is_refused_in_one_line(learn, photo, tmp_path, more, said):
+    code, printed = learn(photo, "a <star>", *(photo if word == "PHOTO" else word for word in more))
+    assert code == 1 and said in " ".join(printed.split()) and not (tmp_path / "out").exists()

@@ -139,3 +139,14 @@ def test_pictures_are_drawn_and_edited_and_display_themselves(learned, tmp_path)
         mcpl.generate("a <star>", learned, stepz=3)
     with pytest.raises(ConfigError, match="say what changes"):
         mcpl.edit(picture(), TEXT, learned)
+
+
+def test_several_pictures_are_learned_together(tiny_base_dir, tmp_path):
+    also = [(picture(24, 24), "a <ring> above a <moon>")]
+    learned = mcpl.learn(
+        picture(), TEXT, also=also, base=str(tiny_base_dir), steps=2, samples=0, device="cpu", progress=False
+    )
+    assert list(learned.vectors) == ["star", "ring", "moon"]
+    alone = mcpl.learn(picture(), TEXT, base=str(tiny_base_dir), steps=2, samples=0, device="cpu", progress=False)
+    assert learned.sheet.height > alone.sheet.height
+    assert (learned.save(tmp_path / "out") / "concepts/moon/learned_embeds.safetensors").is_file()

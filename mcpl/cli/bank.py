@@ -26,6 +26,8 @@ def bank_info(bank: Annotated[str, typer.Argument(help="Bank folder, file or URI
     summary, table = opened.summary(), Table(show_header=False, title=escape(bank), title_justify="left")
     counts = ", ".join(f"{count} {status}" for status, count in summary.status.items())
     table.add_row("pictures", f"{summary.rows} ({counts})")
+    if summary.groups:
+        table.add_row("groups", f"{summary.groups} of these are groups of pictures that share their words")
     table.add_row("words", f"{summary.words}: " + _list([f"{w} x{n}" for w, n in opened.words().most_common()]))
     table.add_row("size", f"{byte_size(summary.bytes)} in {summary.parts} parts")
     table.add_row("learning time", f"{summary.seconds:.1f} s")

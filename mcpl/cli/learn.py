@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from mcpl.cli.terminal import Model, Words, adjusted_recipe, console, print_metrics
+from mcpl.errors import ConfigError
 
 COLOURS = ("dark_orange", "deep_sky_blue1", "spring_green3", "magenta", "gold1", "medium_purple1")
 
@@ -16,6 +17,12 @@ COLOURS = ("dark_orange", "deep_sky_blue1", "spring_green3", "magenta", "gold1",
 def learn(
     photo: Annotated[Path, typer.Argument(help="Picture file.")],
     sentence: Annotated[str, typer.Argument(help="Sentence with <placeholders> for the words to learn.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="More pictures, each with its sentence: equal words are one word.", metavar="[PHOTO SENTENCE]..."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to make (default: learned/PHOTO).")] = None,
     recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = "paper",
     model: Model = None,
@@ -26,10 +33,16 @@ def learn(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
     vram: Annotated[int | None, typer.Option(help="GB of the device: 8, 12 or 24; changes the precision.")] = None,
 ) -> None:
-    """Learn the objects of one picture as words: embeddings, overlays, samples and metrics in a folder."""
+    """Learn the objects of a picture, or of several that share them, as words: embeddings, overlays, samples and
+    metrics in a folder."""
     from mcpl.config import Placement, fitted
     from mcpl.evaluation.signs import advice
-    from mcpl.orchestration.single import learn_picture
+    from mcpl.orchestration.single import learn_pictures
+
+    rest = more or []
+    if len(rest) % 2:
+        raise ConfigError(f"{rest[-1]!r} stands alone: every further picture needs its own sentence after it")
+    told = [(photo, sentence), *((Path(rest[i]), rest[i + 1]) for i in range(0, len(rest), 2))]
 
     chosen = adjusted_recipe(recipe, base=model, words=words, steps=steps, seed=seed)
     target = out or Path("learned") / photo.stem
@@ -39,7 +52,7 @@ def learn(
             f"--vram {vram}: precision {chosen.precision}, so the recipe's fingerprint is {chosen.fingerprint}",
             highlight=False,
         )
-    result = learn_picture(photo, sentence, target, chosen, placement, console)
+    result = learn_pictures(told, target, chosen, placement, console)
     print_metrics(result.row.metrics)
     for line in advice(result.row.metrics):
         console.print(f"[yellow]sign of failure:[/] {line}", highlight=False)

@@ -16,7 +16,9 @@ from mcpl.errors import MCPLError
 
 console = Console()
 
-Model = Annotated[str | None, typer.Option("--model", help="Base model: catalogue name, directory or hub id.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Base model: catalogue name, directory, or hub id (owner/name@revision).")
+]
 Words = Annotated[str | None, typer.Option("--words", help="What is learned: marked, all, or list:FILE of nouns.")]
 Tracker = Annotated[str, typer.Option(help="who is told: mlflow or none")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment")]

@@ -1,4 +1,4 @@
-"""The bank: a row per picture in Parquet parts, looked up by picture id and by word.
+"""The bank: a row per picture, or per group of pictures that share words, looked up by picture and by word.
 
 `encode` is deterministic: the same rows give the same bytes. torch is imported only where rows with vectors are
 decoded; a summary needs none.
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from mcpl.data.schema import BANK, BANK_VERSION, COMPARED_COLUMNS, CONCEPT, ROW_GROUP, UNCOMPARED_COLUMNS, VERSION_KEY
 from mcpl.data.storage import Entry, Store, locate
 from mcpl.errors import ConfigError
-from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
+from mcpl.types import BankRow, Concept, CurvePoint, GroupPicture, LearnedConcept, LearnedConcepts, Provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,6 +152,7 @@ def _record(row: BankRow) -> dict:
         "picture_sha256": provenance.picture_sha256,
         "sentence_sha256": provenance.sentence_sha256,
         "key": provenance.key,
+        "pictures": [vars(picture) for picture in row.pictures] or None,
         "seconds": row.seconds,
         "host": row.host,
         "learned_at": row.learned_at,
@@ -218,7 +219,7 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
             raise ConfigError(
                 f"{name} has bank format {int(version)}, this mcpl reads up to {BANK_VERSION}: update mcpl"
             )
-        return parquet.read(columns=None if columns is None else list(columns), use_threads=False)
+        table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
         if isinstance(fault, ConnectionError | FileNotFoundError):
             raise
@@ -226,6 +227,9 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise ConfigError(
             f"{name} is cut short or damaged ({reason}); delete it and run the same command again to learn its pictures"
         ) from None
+    if "pictures" not in table.column_names and (columns is None or "pictures" in columns):  # of format 1
+        table = table.append_column(BANK.field("pictures"), pa.nulls(len(table), BANK.field("pictures").type))
+    return table
 
 
 def _rows(table: pa.Table) -> list[BankRow]:
@@ -285,6 +289,7 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
         seconds=record["seconds"],
         host=record["host"],
         learned_at=record["learned_at"],
+        pictures=tuple(GroupPicture(**one | {"words": tuple(one["words"])}) for one in record["pictures"] or ()),
     )
 
 
@@ -320,8 +325,11 @@ class BankSummary:
 
     uri: str
     rows: int
+    """pictures and groups"""
+    groups: int
+    """of the rows, how many were learned from several pictures together"""
     words: int
-    """learned words, all pictures together"""
+    """learned words, all rows together"""
     parts: int
     bytes: int
     status: Mapping[str, int]
@@ -330,7 +338,7 @@ class BankSummary:
     bases: Mapping[str, int]
     """"name digest" -> rows"""
     reasons: Mapping[str, int]
-    """why rows failed or were skipped -> rows"""
+    """why rows failed or were skipped, or pictures of a group were left out -> rows"""
     metrics: Mapping[str, float]
     """metric -> mean over the rows where it is a number"""
     seconds: float
@@ -365,6 +373,7 @@ class Bank:
         self._store = store
         self._members = list(members)
         self._places: dict[str, tuple[int, int]] | None = None
+        self._group_of: dict[str, str] | None = None
 
     @classmethod
     def open(cls, uri: str | os.PathLike) -> Bank:
@@ -381,14 +390,25 @@ class Bank:
         return len(self._index())
 
     def ids(self) -> list[str]:
-        """Picture ids, in the order in which their rows lie in the bank."""
+        """Ids of pictures and names of groups, in the order in which their rows lie in the bank."""
         return list(self._index())
 
     def row(self, id: str) -> BankRow:
-        """The row of a picture; KeyError naming some ids where there is none."""
-        if id not in self._index():
+        """The row of a picture or group, or of the group that a picture belongs to; KeyError naming some ids where
+        there is none."""
+        if (own := self.row_id(id)) is None:
             raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {self._some()}")
-        return _rows(self._of(id))[0]
+        return _rows(self._of(own))[0]
+
+    def row_id(self, id: str) -> str | None:
+        """The id of a picture's row: its own, else its group's name; None where the bank has neither."""
+        if id in self._index():
+            return id
+        if self._group_of is None:
+            tables = (table for table in self._current(["id", "pictures"]) if table["pictures"].null_count < len(table))
+            grouped = (row for table in tables for row in table.to_pylist() if row["pictures"])
+            self._group_of = {picture["id"]: row["id"] for row in grouped for picture in row["pictures"]}
+        return self._group_of.get(id)
 
     def rows(self, concepts: bool = True) -> Iterator[BankRow]:
         """Every row, a part at a time; without `concepts` their words are not read, which saves most of the time."""
@@ -407,15 +427,16 @@ class Bank:
     def search(self, word: str, id: str | None = None) -> list[Hit]:
         """Every learned `word`, with or without angle brackets, any case; `*` and `?` match as in file names.
 
-        id  the one picture whose words are looked at: only its part is read
+        id  the one picture or group whose words are looked at: only its part is read
         """
         pattern = word.strip().removeprefix("<").removesuffix(">").lower()
         hits = []
         origin = ["id", "text", "metrics", "base", "base_digest"]
         columns = [*origin, "concepts"]
-        if id is not None and id not in self._index():
+        own = None if id is None else self.row_id(id)
+        if id is not None and own is None:
             return hits
-        for table in self._current(columns) if id is None else [self._of(id, columns)]:
+        for table in self._current(columns) if own is None else [self._of(own, columns)]:
             for position, concepts in enumerate(_concepts(table)):
                 found = [c for c in concepts or () if fnmatch.fnmatchcase(c["slug"].lower(), pattern)]
                 for row in table.select(origin).slice(position, 1).to_pylist() if found else ():
@@ -424,13 +445,14 @@ class Bank:
         return hits
 
     def words(self) -> Counter[str]:
-        """Learned words and in how many pictures each was learned."""
+        """Learned words and in how many rows, pictures or groups, each was learned."""
         return Counter(p[1:-1] for ps in self.table(["placeholders"])["placeholders"].to_pylist() for p in ps)
 
     def summary(self) -> BankSummary:
         """Counts and mean metrics, from the narrow columns alone."""
         narrow = ["status", "reason", "placeholders", "metrics", "recipe", "recipe_fingerprint", "base", "base_digest"]
-        records = self.table([*narrow, "seconds"]).to_pylist()
+        table = self.table([*narrow, "seconds", "pictures"])
+        records = table.drop_columns(["pictures"]).to_pylist()
         values: dict[str, list[float]] = {}
         for record in records:
             for name, value in record["metrics"]:
@@ -439,6 +461,7 @@ class Bank:
         return BankSummary(
             uri=self.uri,
             rows=len(records),
+            groups=len(table) - table["pictures"].null_count,
             words=sum(len(r["placeholders"]) for r in records),
             parts=len(self._members),
             bytes=sum(member.size for member in self._members),

@@ -30,11 +30,12 @@ def card(rows: Iterable[BankRow], files: Sequence[str] = ()) -> str:
     width = next((c.vectors.shape[1] for row in learned for c in row.learned.concepts), 0)
     family = FAMILIES[width].name if width in FAMILIES else "its own base only"
     words = [(row, concept) for row in learned for concept in row.learned.concepts]
+    pictures = sum(len(row.used) or 1 for row in learned)
     lines = [
         *_front(learned),
         f"# {len(words)} learned {'word' if len(words) == 1 else 'words'}",
         "",
-        f"Learned with mcpl (Multi-Concept Prompt Learning) from {len(learned)} pictures with a sentence each. "
+        f"Learned with mcpl (Multi-Concept Prompt Learning) from {pictures} pictures with a sentence each. "
         "Only these vectors were learned; the base model is unchanged and is needed to use them.",
         "",
         *_table(("what", "value"), [*_sources(learned), ("fits", family)]),
@@ -66,7 +67,10 @@ def _source(base: str) -> tuple[str, str | None]:
     from mcpl.models.catalogue import CATALOGUE
 
     entry = CATALOGUE.get(base)
-    return (entry.source, entry.revision) if entry else (base, None)
+    if entry:
+        return entry.source, entry.revision
+    source, _, revision = base.partition("@")
+    return (source, revision or None) if _is_hub_id(source) else (base, None)
 
 
 def _is_hub_id(source: str) -> bool:
@@ -104,7 +108,7 @@ def _words(words: Sequence[tuple], files: Sequence[str]) -> list[str]:
         (
             f"`{concept.concept.placeholder}`",
             _plain(row.id),
-            _plain(row.text),
+            _plain(row.told_of(concept.concept.slug)),
             str(concept.vectors.shape[0]),
             str(concept.vectors.shape[1]),
             f"{float(concept.vectors.norm(dim=1).mean()):.3f}",

@@ -42,10 +42,10 @@ def export(
     """
     if file_format not in FORMATS:
         raise ConfigError(f"--format {file_format!r}: must be one of {', '.join(FORMATS)}")
-    if unknown := sorted(set(ids) - set(bank.ids())):
+    if unknown := [id for id in ids if bank.row_id(id) is None]:
         some = ", ".join(bank.ids()[:5])
         raise ConfigError(f"the bank at {bank.uri} has no picture {unknown[0]!r}; it has {some} ...")
-    rows = bank.rows() if not ids else (bank.row(id) for id in ids)
+    rows = bank.rows() if not ids else (bank.row(id) for id in dict.fromkeys(map(bank.row_id, ids)))
     chosen = [row for row in (_only(row, words) for row in rows) if row]
     if not chosen:
         known = ", ".join(word for word, _ in bank.words().most_common(8)) or "none"
@@ -121,7 +121,7 @@ def lineage(row: BankRow, learned: LearnedConcept) -> dict[str, str]:
     return {
         "modelspec.title": f"{learned.concept.placeholder} of {row.id}",
         "modelspec.date": row.learned_at,
-        "mcpl.sentence": row.text,
+        "mcpl.sentence": row.told_of(learned.concept.slug),
         "mcpl.adjectives": " ".join(learned.concept.adjectives),
         "mcpl.base": provenance.base,
         "mcpl.base_digest": provenance.base_digest,

@@ -147,6 +147,10 @@ class Dataset:
         """Every row's id, reading nothing else."""
         raise NotImplementedError
 
+    def groups(self) -> list[str | None]:
+        """Every row's group, None where it has none, reading nothing else."""
+        return [None] * self.count
+
     def check_ids(self) -> None:
         """ConfigError naming some ids that stand in several rows or are empty."""
         seen: set[str] = set()
@@ -172,7 +176,8 @@ class ListedDataset(Dataset):
         self.rejected = listing.rejected
         self.count, self.digest = len(listing.rows), listing.digest
         self.bytes = sum(row.bytes for row in listing.rows)
-        self.columns = (*REQUIRED, "masks") if any(row.masks for row in listing.rows) else REQUIRED
+        has = {"masks": any(row.masks for row in listing.rows), "group": any(row.group for row in listing.rows)}
+        self.columns = (*REQUIRED, *(name for name, there in has.items() if there))
         if not self._rows:
             why = "; ".join(f"{r.id}: {r.reason}" for r in self.rejected[:3])
             raise ConfigError(f"{self.uri} holds no picture with a sentence ({why})")
@@ -182,6 +187,9 @@ class ListedDataset(Dataset):
 
     def ids(self) -> list[str]:
         return [row.id for row in self._rows]
+
+    def groups(self) -> list[str | None]:
+        return [row.group or None for row in self._rows]
 
     def weigh(self, ref: ShardRef) -> int:
         return sum(row.bytes for row in self._listed(ref))
@@ -261,6 +269,18 @@ class ParquetDataset(Dataset):
             else:
                 ids += (_place(file.name, row) for row in range(sum(file.groups)))
         return ids
+
+    def groups(self) -> list[str | None]:
+        def read(parquet: pq.ParquetFile, _) -> list | None:
+            if not _is_ours(parquet.schema_arrow, "group"):
+                return None
+            return parquet.read(["group"], use_threads=False)["group"].to_pylist()
+
+        groups: list[str | None] = []
+        for file in self._files.values():
+            found = self._opened(file.name, read) if "group" in file.columns else None
+            groups += [None] * sum(file.groups) if found is None else (group or None for group in found)
+        return groups
 
     def weigh(self, ref: ShardRef) -> int:
         file = self._files[ref.file]
@@ -370,7 +390,7 @@ def _example(record: dict) -> Example:
     stored = image.get("bytes") if isinstance(image, dict) else image
     masks = {mask["word"]: mask["png"] for mask in record.get("masks") or ()}
     id, text = "" if id is None else str(id), record["text"] or ""
-    return Example(id, stored or b"", text, masks, record.get("truth"), record.get("group"))
+    return Example(id, stored or b"", text, masks, record.get("truth"), record.get("group") or None)
 
 
 def parquet_files(entries: Sequence[Entry]) -> list[Entry]:

@@ -54,6 +54,8 @@ class Listed:
     """word -> its mask's files, the preferred one first"""
     bytes: int = 0
     """stored size of all its parts"""
+    group: str | None = None
+    """name shared by pictures of the same concepts"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ NOT_TEXT = "its name is not UTF-8"
 
 
 def list_folder(store: Store, name: str | None = None) -> Listing:
-    """Pictures with a `metadata.jsonl` (`file_name`, `text`, optional `image_id`) or a `.txt` of the same name each."""
+    """Pictures with a `metadata.jsonl` (`file_name`, `text`, optional `image_id` and `group`), or a `.txt` of the same
+    name each."""
     entries = store.list()
     sizes = {entry.name: entry.size for entry in entries}
     rows: list[Listed] = []
@@ -196,8 +199,10 @@ def _metadata_rows(table: str, content: bytes, sizes: Mapping[str, int]) -> Iter
             yield Rejected(place, "no text in this line")
         elif not is_text(id := str(record.get("image_id", name))):
             yield Rejected(place, "its image_id is not valid text")
+        elif (group := record.get("group")) is not None and not is_text(group):
+            yield Rejected(place, "its group is not valid text")
         else:
-            yield Listed(id, name, record["text"])
+            yield Listed(id, name, record["text"], group=group or None)
 
 
 def list_picture(store: Store, name: str, text: str | None = None) -> Listing:
@@ -228,7 +233,7 @@ def load(store: Store, row: Listed) -> tuple[Example, list[Rejected]]:
                 break
             except ExampleError as fault:
                 faults.append(Rejected(file.name, f"unusable mask: {fault}"))
-    return Example(row.id, image, text, masks), faults
+    return Example(row.id, image, text, masks, group=row.group), faults
 
 
 def _caption(stored: str, name: str, faults: list[Rejected]) -> str:

@@ -60,6 +60,16 @@ CURVE_POINT = pa.struct(
     ]
 )
 
+GROUP_PICTURE = pa.struct(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("sha256", pa.string()),
+        ("words", pa.list_(pa.string())),  # slugs that its sentence names; empty where it was left out
+        ("reason", pa.string()),  # why it was left out
+    ]
+)
+
 COMPARED = pa.schema(
     [
         ("id", pa.string()),
@@ -82,6 +92,7 @@ COMPARED = pa.schema(
         ("picture_sha256", pa.string()),
         ("sentence_sha256", pa.string()),
         ("key", pa.string()),
+        ("pictures", pa.list_(GROUP_PICTURE)),  # of a group's row, null for a picture's; since format 2
     ]
 )
 """The same work gives the same values in these, wherever and whenever it was done."""
@@ -92,6 +103,6 @@ UNCOMPARED = pa.schema([("seconds", pa.float64()), ("host", pa.string()), ("lear
 COMPARED_COLUMNS = tuple(COMPARED.names)
 UNCOMPARED_COLUMNS = tuple(UNCOMPARED.names)
 
-BANK_VERSION = 1
+BANK_VERSION = 2
 VERSION_KEY = b"mcpl.bank.version"
 BANK = pa.schema([*COMPARED, *UNCOMPARED], metadata={VERSION_KEY: str(BANK_VERSION).encode()})

@@ -165,11 +165,13 @@ def _in_bank(uri: str, ids: Collection[str]) -> Find:
     columns = bank.table(["id", "base", "base_digest"])
     bases = {row["id"]: (row["id"], row["base"], row["base_digest"]) for row in columns.to_pylist()}
 
+    wanted = {bank.row_id(id) for id in ids}
+
     def find(slug: str) -> list[LearnedWord]:
         return [
             LearnedWord(slug, _tensor(hit.vectors), _told(uri), *bases[hit.id])
             for hit in bank.search(slug)
-            if not ids or hit.id in ids
+            if not ids or hit.id in wanted
         ]
 
     return find
@@ -197,7 +199,7 @@ def _in_registry(model: str, ids: Collection[str], tracking_uri: str | None, hom
         found = lookup(model, word=slug, image_id=list(ids) or None, **where)
         return [
             LearnedWord(slug, _tensor(list(hit.vectors)), model, hit.image_id, base, digest)
-            for hit in found.itertuples()
+            for hit in found.drop_duplicates("image_id").itertuples()  # two pictures of one group find one word
         ]
 
     return find

@@ -19,6 +19,7 @@ from mcpl.learning.settings import LearningSettings, ReleaseMask
 from mcpl.learning.step import Look, RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models.base import BaseModel
 from mcpl.objectives.attention import normalise
+from mcpl.prompts import named
 from mcpl.types import CurvePoint, Job, LearnedConcept, LearnedConcepts, Pack, StepOutput, View
 
 
@@ -28,9 +29,9 @@ class _Track:
 
     generator: torch.Generator
     first_maps: Tensor | None = None
-    """[P, m, m] at the first look"""
+    """[N, P, m, m] at the first look"""
     last_maps: Tensor | None = None
-    """[P, m, m] at the newest look"""
+    """[N, P, m, m] at the newest look"""
     mask_maps: Tensor | None = None
     """[N, P, m, m] running mean over looks, from which masks are cut"""
     mask: Tensor | None = None
@@ -40,7 +41,7 @@ class _Track:
     best_rows: Tensor | None = None
     """[slots, D] at the look with the lowest fixed-noise loss, where jobs stop early"""
     best_maps: Tensor | None = None
-    """[P, m, m] at that look"""
+    """[N, P, m, m] at that look"""
     area: float = 1.0
     """share of the latents in the newest mask"""
     steps: int = 0
@@ -94,10 +95,17 @@ class Learner:
         """Jobs that have not stopped by themselves."""
         return [j for j, track in enumerate(self._tracks) if not track.stopped]
 
-    def run(self, on_step: Callable[[int], None] | None = None) -> list[LearnedConcepts]:
-        """All remaining steps; `on_step(step_number)` after each."""
+    def run(
+        self,
+        on_step: Callable[[int], None] | None = None,
+        on_look: Callable[[list[LearnedConcepts]], None] | None = None,
+    ) -> list[LearnedConcepts]:
+        """All remaining steps; `on_step(step_number)` after each, `on_look(so_far())` after each that looked."""
         while not self.done:
+            before = self._last_look
             self.advance()
+            if on_look and self._last_look != before:
+                on_look(self.so_far())
             if on_step:
                 on_step(self.step_number)
         return self.results()
@@ -165,22 +173,27 @@ class Learner:
     def results(self) -> list[LearnedConcepts]:
         """What every job has learned, with a last look at its maps and fixed-noise loss. Call it when `done`: in
         between, that look would refresh the masks ahead of their time."""
-        self._read()
         if self._last_look != self.step_number and self._active:
             self._look()
+        return self.so_far()
+
+    def so_far(self) -> list[LearnedConcepts]:
+        """The rows as they are, with what the last look saw: nothing is computed for it."""
+        self._read()
+        words = [
+            _words_by_picture(
+                job,
+                row.detach() if track.best_rows is None else track.best_rows,
+                track.last_maps if track.best_maps is None else track.best_maps,
+                track.first_maps,
+            )
+            for job, row, track in zip(self.pack.jobs, self._rows, self._tracks, strict=True)
+        ]
         return [
             LearnedConcepts(
                 job_id=job.id,
-                concepts=tuple(
-                    LearnedConcept(concept, vectors.cpu(), normalise(last).cpu(), normalise(first).cpu())
-                    for concept, vectors, last, first in zip(
-                        job.concepts,
-                        (row.detach() if track.best_rows is None else track.best_rows).chunk(len(job.concepts)),
-                        (track.last_maps if track.best_maps is None else track.best_maps).float(),
-                        track.first_maps.float(),
-                        strict=True,
-                    )
-                ),
+                concepts=tuple(next(look[c] for look in looks if c in look) for c in range(len(job.concepts))),
+                by_picture=tuple(tuple(look.values()) for look in looks) if len(looks) > 1 else (),
                 curve=tuple(track.curve),
                 losses={name: tuple(values) for name, values in track.losses.items()},
                 steps=track.steps,
@@ -188,7 +201,7 @@ class Learner:
                 + len(track.curve) * self.settings.probe_timesteps * len(job.looks),
                 kept_step=track.best_step,
             )
-            for job, row, track in zip(self.pack.jobs, self._rows, self._tracks, strict=True)
+            for job, track, looks in zip(self.pack.jobs, self._tracks, words, strict=True)
         ]
 
     def _look(self) -> None:
@@ -205,7 +218,7 @@ class Learner:
         )
         for j, look in zip(active, looks, strict=True):
             job, row, track = self.pack.jobs[j], self._rows[j], self._tracks[j]
-            track.last_maps = look.of_concepts(job)
+            track.last_maps = look.maps
             if track.first_maps is None:
                 track.first_maps = track.last_maps
             if mask:
@@ -307,6 +320,16 @@ class Learner:
             track.losses = story["losses"][j]
             for name, value in story["numbers"][j].items():
                 setattr(track, name, value)
+
+
+def _words_by_picture(job: Job, rows: Tensor, last: Tensor, first: Tensor) -> list[dict[int, LearnedConcept]]:
+    """For each picture, the concepts that it names, with their vectors and their maps there; maps [N, P, m, m]."""
+    vectors = [own.cpu() for own in rows.chunk(len(job.concepts))]
+    last, first = (normalise(maps.float()).cpu() for maps in (last, first))
+    return [
+        {c: LearnedConcept(job.concepts[c], vectors[c], last[n, c], first[n, c]) for c in named(look.sentence)}
+        for n, look in enumerate(job.looks)
+    ]
 
 
 def _for_rows(pairs: list[tuple[_Track, View]], make: Callable[[_Track, View], Tensor]) -> Tensor:

@@ -119,13 +119,6 @@ class Look:
     prompt_similarity: float
     """largest cosine similarity between two concepts' text-encoder outputs; 0 for one concept"""
 
-    def of_concepts(self, job: Job) -> Tensor:
-        """Each concept's map in the first picture that names it. [P, m, m]"""
-        first = [
-            next(n for n, view in enumerate(job.looks) if c in named(view.sentence)) for c in range(len(job.concepts))
-        ]
-        return self.maps[first, range(len(first))]
-
 
 @torch.no_grad()
 def probe(

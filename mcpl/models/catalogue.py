@@ -89,7 +89,8 @@ def load(
     expect_digest: str | None = None,
     save_memory: bool = False,
 ) -> BaseModel:
-    """A frozen base by catalogue name, local directory (offline) or hub id; `revision` pins a hub model.
+    """A frozen base by catalogue name, local directory (offline) or hub id; `revision`, or
+    `owner/name@revision`, pins a hub model.
 
     save_memory trades time for memory (see BaseModel). Raises ConfigError where it cannot be had or cannot run on the
     device; BankMismatch where its digest is not `expect_digest`.
@@ -124,11 +125,15 @@ def find(name: str) -> Entry:
     """What the catalogue knows of a name; ConfigError for what is neither there, nor a directory, nor a hub id."""
     if name in CATALOGUE:
         return CATALOGUE[name]
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+    if Path(name).is_dir():
+        return Entry(name)
+    source, _, revision = name.partition("@")
+    if name.startswith((".", "/", "~")) or source.count("/") != 1:
         raise ConfigError(
-            f"--model {name}: neither a directory, nor a hub id 'owner/name', nor one of {', '.join(CATALOGUE)}"
+            f"--model {name}: neither a directory, nor a hub id 'owner/name' or 'owner/name@revision', nor one of"
+            f" {', '.join(CATALOGUE)}"
         )
-    return Entry(name)
+    return Entry(source, revision or None)
 
 
 def word_width(name: str) -> int:

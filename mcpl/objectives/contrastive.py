@@ -14,6 +14,7 @@ def prompt_contrastive(
     jobs: int,
     temperature: float,
     members: Tensor | None = None,
+    nouns: Tensor | None = None,
 ) -> Tensor:
     """Multi-positive InfoNCE inside each job. [J]
 
@@ -25,7 +26,8 @@ def prompt_contrastive(
 
     Anchors without positives are left out; a job without anchors gives 0. Positives are found by concept id, never
     by position in the batch, so any number of rows and concepts is right. members [2, n]: row and position of all that
-    may count, where they are known already; finding them makes the host wait for the device.
+    may count, where they are known already; finding them makes the host wait for the device. nouns [B, L] bool: only
+    pairs of a marked and an unmarked member are positives.
     """
     row, position = (concept_ids >= 0).nonzero(as_tuple=True) if members is None else members
     vectors = F.normalize(hidden[row, position].to(torch.promote_types(hidden.dtype, torch.float32)), dim=-1)
@@ -33,6 +35,9 @@ def prompt_contrastive(
     other = ~torch.eye(len(row), dtype=torch.bool, device=hidden.device)
     same_job = (job[:, None] == job[None]) & other & (concept >= 0)
     positive = same_job & (concept[:, None] == concept[None])
+    if nouns is not None:
+        noun = nouns[row, position]
+        positive = positive & (noun[:, None] != noun[None])
 
     logits = (vectors @ vectors.T / temperature).masked_fill(~same_job, -torch.inf)
     positives = positive.sum(dim=1)

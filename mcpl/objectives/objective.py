@@ -94,6 +94,22 @@ class Contrastive(Term):
         return prompt_contrastive(step.hidden, groups, step.job_ids, step.jobs, self.temperature, step.members)
 
 
+class BindAdjectives(Term):
+    """Bind adj with a weight and a schedule of its own: PromptCL whose positives are a noun and an adjective of it.
+
+    Beside a `contrastive` term with `bind_adjectives: false`; that switch gives adjectives PromptCL's own weight.
+    """
+
+    weight: float = Field(7.5e-4, ge=0)
+    temperature: float = Field(0.3, gt=0, description="tau, of cosine similarities")
+
+    def __call__(self, step: StepContext) -> Tensor:
+        groups, members = step.concept_ids, step.members
+        return prompt_contrastive(
+            step.hidden, groups, step.job_ids, step.jobs, self.temperature, members, nouns=step.placeholder
+        )
+
+
 class Attention(Term):
     """Attention drawn to each concept's mask (Break-A-Scene eq. 3): a gradient where AttnMask has none."""
 
@@ -133,6 +149,7 @@ class ReleaseContrastive(Contrastive):
 TERMS: dict[str, type[Term]] = {
     "denoising": Denoising,
     "contrastive": Contrastive,
+    "bind-adjectives": BindAdjectives,
     "attention": Attention,
     "bind-suppress": BindSuppress,
     "release-contrastive": ReleaseContrastive,

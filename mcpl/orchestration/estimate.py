@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from mcpl.config import Placement, Recipe
+from mcpl.data import groups
 from mcpl.data.bank import encode
 from mcpl.data.sources import Dataset
 from mcpl.errors import ConfigError
 from mcpl.orchestration.compaction import TARGET_BYTES
 from mcpl.orchestration.job import Runner
-from mcpl.types import Example
 
 START_SECONDS = 15.0
 """Ray Train's own start, measured on two busy cores; loading the base comes on top"""
@@ -95,7 +95,8 @@ def estimate(uri: str, recipe: Recipe, placement: Placement, pictures: int, work
         raise ConfigError(
             f"{uri}: not one of {measured.pictures} pictures could be learned: mcpl dataset validate {uri}"
         )
-    rows, shards = dataset.count, -(-dataset.count // placement.shard_size)
+    rows = len(groups.places(dataset)) if "group" in dataset.columns else dataset.count
+    shards = -(-rows // placement.shard_size)
     return Plan(
         dataset=dataset.uri,
         rows=rows,
@@ -115,9 +116,9 @@ def measure(dataset: Dataset, pictures: int, recipe: Recipe, placement: Placemen
     started = time.monotonic()
     runner = Runner(recipe, placement)
     loaded = time.monotonic()
-    shard = _spread(dataset, placement.shard_size)
+    shard = groups.spread(dataset, placement.shard_size)
     pack = min(runner.pack_size(shard), len(shard))
-    examples = _spread(dataset, math.ceil(pictures / pack) * pack)
+    examples = groups.spread(dataset, math.ceil(pictures / pack) * pack)
     few = recipe.model_copy(update={"steps": min(2, recipe.steps)})
     Runner(few, placement.model_copy(update={"pack": 1}), runner.model)(examples[:1])
     warm = time.monotonic()
@@ -132,11 +133,6 @@ def measure(dataset: Dataset, pictures: int, recipe: Recipe, placement: Placemen
         load_seconds=loaded - started,
         device=device_name(runner.model.device),
     )
-
-
-def _spread(dataset: Dataset, count: int) -> list[Example]:
-    """So many examples, evenly over the dataset."""
-    return [dataset.read(ref)[0] for ref in dataset.spread(count)]
 
 
 def reckoned(rows: int, shards: int, measured: Measured, placement: Placement, workers: int) -> Estimate:

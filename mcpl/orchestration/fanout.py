@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import secrets
@@ -37,6 +36,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 import mcpl
 from mcpl.config import Placement, Recipe, RunConfig
+from mcpl.data import groups
 from mcpl.data.bank import encode
 from mcpl.data.dataset import Dataset, ShardRef
 from mcpl.data.storage import Store, open_store
@@ -53,7 +53,7 @@ from mcpl.orchestration.attempts import (
 )
 from mcpl.orchestration.plan import Plan, Shard, Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard, RemoteBoard, Verdict, pinned
-from mcpl.types import BankRow, Example
+from mcpl.types import BankRow, Example, Group
 
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
@@ -84,12 +84,14 @@ OBJECT_STORE_BYTES = 200 << 20
 
 
 class Runner(Protocol):
-    """Learns pictures on one frozen base, loaded once. A bad picture becomes a failed row, never an exception."""
+    """Learns pictures and groups of them on one frozen base, loaded once: a row each, in order.
+
+    A bad picture becomes a failed row, never an exception."""
 
     base_digest: str
 
     def __call__(
-        self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None
+        self, examples: Sequence[Example | Group], on_done: Callable[[BankRow], None] | None = None
     ) -> list[BankRow]: ...
 
 
@@ -164,7 +166,7 @@ def run(
     store = open_store(config.output)
     check_identity(store, config, runner)
     plan = plans.open_plan(store, dataset, config.recipe, config.placement.shard_size)
-    notes = _notes(plan, config)
+    notes = _notes(plan, config, dataset)
     tallies = plans.read_tallies(store, plan)
     if config.placement.retry_failed:
         plan = plans.add_retries(store, plan, dataset, tallies)
@@ -259,7 +261,7 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
 
 
 def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
-    dataset = Dataset.open(orders.dataset)
+    data = _Jobs(orders.dataset)
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
     threads = {"threads": orders.placement.worker_threads}
     runner = import_runner(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
@@ -275,13 +277,13 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
             time.sleep(WAIT_SECONDS)
             continue
         pulse.begin(shard.number)
-        finished = shard.number, _existing(store, shard) or _learn(store, shard, dataset, runner, pulse)
+        finished = shard.number, _existing(store, shard) or _learn(store, shard, data, runner, pulse)
     board.leave(me, *finished)
 
 
-def _learn(store: Store, shard: Shard, dataset: Dataset, runner: Runner, pulse: _Pulse) -> Tally:
-    """Learn a shard's pictures and commit its part; the tally is of the part that is in storage afterwards."""
-    rows = runner(_read(dataset, shard), pulse.on_done)
+def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Pulse) -> Tally:
+    """Learn a shard's jobs and commit its part; the tally is of the part that is in storage afterwards."""
+    rows = runner(data.read(shard), pulse.on_done)
     if [row.id for row in rows] != list(shard.ids):
         raise RuntimeError(f"{type(runner).__name__} returned other rows than it was given for {shard.part}")
     if store.put_if_absent(shard.part, encode(rows)):
@@ -289,21 +291,37 @@ def _learn(store: Store, shard: Shard, dataset: Dataset, runner: Runner, pulse: 
     return plans.tally_part(store, shard.number)
 
 
-def _read(dataset: Dataset, shard: Shard) -> list[Example]:
-    """The planned rows, in the planned order; ConfigError where the dataset lost one."""
-    try:
-        examples = {example.id: example for example in dataset.read(ShardRef(**json.loads(shard.ref)))}
-    except (FileNotFoundError, IndexError):
-        examples = {}
-    if not examples.keys() >= set(shard.ids):  # rows moved since they were planned: a file was added before them
-        places = dict(zip(dataset.ids(), dataset.shards(1), strict=True))
-        if lost := [id for id in shard.ids if id not in places]:
-            raise ConfigError(
-                f"{dataset.uri} lost {len(lost)} rows that were planned but not yet learned ({lost[0]!r} ...);"
-                " put them back, or use another --output"
-            )
-        examples = {id: dataset.read(places[id])[0] for id in shard.ids}
-    return [examples[id] for id in shard.ids]
+class _Jobs:
+    """The dataset as a worker reads it: planned pictures and groups, in the planned order."""
+
+    def __init__(self, uri: str):
+        self._dataset = Dataset.open(uri)
+        self._sizes = groups.sizes(self._dataset) if "group" in self._dataset.columns else {}
+
+    def read(self, shard: Shard) -> list[Example | Group]:
+        """ConfigError where the dataset lost one."""
+        try:
+            found = self._read(shard.refs, shard.ids)
+        except (FileNotFoundError, IndexError):
+            found = {}
+        if not found.keys() >= set(shard.ids):  # rows moved since they were planned: a file was added before them
+            places = groups.places(self._dataset)
+            if lost := [id for id in shard.ids if id not in places]:
+                raise ConfigError(
+                    f"{self._dataset.uri} lost {len(lost)} rows that were planned but not yet learned"
+                    f" ({lost[0]!r} ...); put them back, or use another --output"
+                )
+            found = {id: self._read(places[id], [id])[id] for id in shard.ids}
+        return [found[id] for id in shard.ids]
+
+    def _read(self, refs: Sequence[ShardRef], ids: Sequence[str]) -> dict[str, Example | Group]:
+        """Those of the wanted jobs that lie there as a whole."""
+        wanted = set(ids)
+        return {
+            job.id: job
+            for job in groups.read(self._dataset, refs)
+            if job.id in wanted and (isinstance(job, Example) or len(job.pictures) == self._sizes[job.id])
+        }
 
 
 def _existing(store: Store, shard: Shard) -> Tally | None:
@@ -624,8 +642,13 @@ def check_room(workers: int, placement: Placement) -> None:
     )
 
 
-def _notes(plan: Plan, config: RunConfig) -> tuple[str, ...]:
+def _notes(plan: Plan, config: RunConfig, dataset: Dataset) -> tuple[str, ...]:
     notes = []
+    if "group" in dataset.columns and (shared := groups.sizes(dataset)):
+        notes.append(
+            f"{shared.total()} of {dataset.count} pictures make {len(shared)} groups that share their words: a group is"
+            " learned as one job and counted once"
+        )
     if plan.shard_size != config.placement.shard_size:
         notes.append(f"the first run fixed shards of {plan.shard_size} pictures; --shard-size is not used")
     if len(plan.generations) > 1:

@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -31,13 +31,13 @@ from mcpl.models.base import BaseModel
 from mcpl.orchestration import threads
 from mcpl.orchestration.memory import probed_pack
 from mcpl.packing import halve
-from mcpl.prompts import parse
-from mcpl.types import BankRow, Example, Job, LearnedConcepts, Pack, Provenance
+from mcpl.prompts import named, parse
+from mcpl.types import BankRow, Example, Group, GroupPicture, Job, LearnedConcepts, Pack, Provenance
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A learned picture with what only a person looks at and no bank keeps."""
+    """A learned picture or group with what only a person looks at and no bank keeps."""
 
     row: BankRow
     job: Job | None = None
@@ -45,10 +45,47 @@ class Outcome:
     evaluation: Evaluation | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A picture or group made ready: its job, and what of it cannot be used."""
+
+    asked: Example | Group
+    job: Job | None
+    """None where nothing can be used"""
+    used: tuple[Example, ...]
+    faults: Mapping[str, ExampleError]
+    """id of a picture -> why it is left out"""
+
+    @property
+    def reason(self) -> str | None:
+        if isinstance(self.asked, Group):
+            left_out = (f"picture {id!r} is left out: {fault}" for id, fault in self.faults.items())
+            return "; ".join(left_out) or None
+        return next(map(str, self.faults.values()), None)
+
+    @property
+    def pictures(self) -> tuple[GroupPicture, ...]:
+        """What a group's row keeps of each picture."""
+        if isinstance(self.asked, Example):
+            return ()
+        looks = {e.id: look.sentence for e, look in zip(self.used, self.job.looks, strict=True)} if self.job else {}
+        return tuple(
+            GroupPicture(
+                id=e.id,
+                text=e.text,
+                sha256=_sha256(e.image),
+                words=tuple(looks[e.id].concepts[c].slug for c in named(looks[e.id])) if e.id in looks else (),
+                reason=str(self.faults[e.id]) if e.id in self.faults else None,
+            )
+            for e in self.asked.pictures
+        )
+
+
 class Runner:
     """Learns pictures on one frozen base, loaded once.
 
-    runner(examples) gives one BankRow per example, in order; a bad picture or sentence is a row with its reason.
+    runner(jobs) gives one BankRow for every picture or group, in order; a bad picture or sentence is a row with its
+    reason, and a group is learned from the others.
     """
 
     def __init__(self, recipe: Recipe, placement: Placement, model: BaseModel | None = None) -> None:
@@ -73,8 +110,10 @@ class Runner:
     def base_digest(self) -> str:
         return self.model.facts.digest
 
-    def __call__(self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None) -> list[BankRow]:
-        rows, left = [], list(examples)
+    def __call__(
+        self, jobs: Sequence[Example | Group], on_done: Callable[[BankRow], None] | None = None
+    ) -> list[BankRow]:
+        rows, left = [], list(jobs)
         while left:
             size = self.pack_size(left)
             pack, left = left[:size], left[size:]
@@ -84,29 +123,28 @@ class Runner:
                     on_done(outcome.row)
         return rows
 
-    def outcomes(self, examples: Sequence[Example], on_step: Callable[[int], None] | None = None) -> list[Outcome]:
-        """One pack's whole life; outcomes in the order of `examples`.
+    def outcomes(
+        self,
+        jobs: Sequence[Example | Group],
+        on_step: Callable[[int], None] | None = None,
+        on_look: Callable[[list[LearnedConcepts]], None] | None = None,
+    ) -> list[Outcome]:
+        """One pack's whole life; outcomes in the order of `jobs`.
 
-        `on_step(steps taken)` follows the optimisation."""
+        `on_step(steps taken)` and `on_look(what is learned so far)` follow the optimisation."""
         started = time.monotonic()
-        outcomes: dict[int, Outcome] = {}
-        ready: list[tuple[int, Job]] = []
-        for index, example in enumerate(examples):
-            try:
-                ready.append((index, self.prepare(example)))
-            except ExampleError as error:
-                status = "skipped" if isinstance(error, NothingToLearn) else "failed"
-                row = BankRow(example.id, example.text, status, self._provenance(example), reason=str(error))
-                outcomes[index] = Outcome(row)
-        learned = self._learn([job for _, job in ready], on_step)
-        for (index, job), result in zip(ready, learned, strict=True):
-            outcomes[index] = self._scored(examples[index], job, result)
-        share = (time.monotonic() - started) / max(1, len(examples))
-        return [self._stamped(outcomes[index], share) for index in range(len(examples))]
+        prepared = [self._prepared(asked) for asked in jobs]
+        learned = iter(self._learn([one.job for one in prepared if one.job], on_step, on_look))
+        outcomes = [self._scored(one, next(learned)) if one.job else Outcome(self._unusable(one)) for one in prepared]
+        share = (time.monotonic() - started) / max(1, len(jobs))
+        return [self._stamped(outcome, share) for outcome in outcomes]
 
-    def prepare(self, example: Example) -> Job:
-        """Picture and sentence to a Job. Raises ExampleError with the reason."""
-        return self.prepare_set(example.id, [example])
+    def prepare(self, asked: Example | Group) -> Job:
+        """Picture and sentence to a Job, or those of a group that can be used. Raises ExampleError with the reason."""
+        prepared = self._prepared(asked)
+        if prepared.job is None:
+            raise next(iter(prepared.faults.values())) if isinstance(asked, Example) else ExampleError(prepared.reason)
+        return prepared.job
 
     def prepare_set(self, id: str, examples: Sequence[Example]) -> Job:
         """Pictures that share words (MCPL-diverse) to one Job. Raises ExampleError with the reason."""
@@ -120,23 +158,39 @@ class Runner:
             self.model, id, sentences, torch.stack([to_pixels(picture) for picture in pictures]), self.recipe, masks
         )
 
-    def pack_size(self, left: Sequence[Example]) -> int:
+    def _prepared(self, asked: Example | Group) -> Prepared:
+        alone, faults = {}, {}
+        for example in asked.pictures:
+            try:
+                alone[example.id] = self.prepare_set(asked.id, [example])
+            except ExampleError as error:
+                faults[example.id] = error
+        used = tuple(example for example in asked.pictures if example.id in alone)
+        job = self.prepare_set(asked.id, used) if len(used) > 1 else next(iter(alone.values()), None)
+        return Prepared(asked, job, used, faults)
+
+    def pack_size(self, left: Sequence[Example | Group]) -> int:
         """How many of the pictures left come next. Asked to choose: as many as fit the device, in equal packs."""
         if self.placement.pack != "auto":
             return self.most
-        for example in left if self.most is None else ():
+        for asked in left if self.most is None else ():
             with contextlib.suppress(ExampleError):
-                self.most = probed_pack(self.model, self.prepare(example), self.recipe, self.placement)
+                self.most = probed_pack(self.model, self.prepare(asked), self.recipe, self.placement)
                 break
         packs = math.ceil(len(left) / (self.most or len(left)))
         return math.ceil(len(left) / packs)
 
-    def _learn(self, jobs: Sequence[Job], on_step: Callable[[int], None] | None) -> list[LearnedConcepts]:
+    def _learn(
+        self,
+        jobs: Sequence[Job],
+        on_step: Callable[[int], None] | None,
+        on_look: Callable[[list[LearnedConcepts]], None] | None = None,
+    ) -> list[LearnedConcepts]:
         """Learn a pack; where it does not fit the device, its halves. The only place that catches out-of-memory."""
         if not jobs:
             return []
         try:
-            return Learner(self.model, Pack(tuple(jobs)), self.recipe).run(on_step)
+            return Learner(self.model, Pack(tuple(jobs)), self.recipe).run(on_step, on_look)
         except torch.OutOfMemoryError:
             pass  # the exception holds the failed step's tensors: leave it before trying again
         if len(jobs) == 1:
@@ -147,30 +201,34 @@ class Runner:
         self.most = (len(jobs) + 1) // 2  # the packs after this one need not fail first
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [result for half in halve(jobs) for result in self._learn(half, on_step)]
+        return [result for half in halve(jobs) for result in self._learn(half, on_step, on_look)]
 
-    def _scored(self, example: Example, job: Job, learned: LearnedConcepts) -> Outcome:
+    def _unusable(self, prepared: Prepared) -> BankRow:
+        skipped = all(isinstance(fault, NothingToLearn) for fault in prepared.faults.values())
+        return self._row(prepared, "skipped" if skipped else "failed", prepared.reason)
+
+    def _scored(self, prepared: Prepared, learned: LearnedConcepts) -> Outcome:
         if not all(word.vectors.isfinite().all() for word in learned.concepts):
             reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
-            return Outcome(BankRow(example.id, example.text, "failed", self._provenance(example), reason=reason))
+            return Outcome(self._row(prepared, "failed", reason))
+        (masks, truth), *further = [(self._masks(example), example.truth) for example in prepared.used]
         evaluation = evaluate(
             self.model,
-            job,
+            prepared.job,
             learned,
-            self._masks(example),
-            example.truth,
+            masks,
+            truth,
             self.placement.samples,
             masked=self.recipe.masks_loss,
+            further=further,
         )
-        row = BankRow(
-            example.id,
-            example.text,
-            "learned",
-            self._provenance(example),
-            learned=learned,
-            metrics=evaluation.metrics,
-        )
-        return Outcome(row, job, learned, evaluation)
+        row = self._row(prepared, "learned", prepared.reason, learned=learned, metrics=evaluation.metrics)
+        return Outcome(row, prepared.job, learned, evaluation)
+
+    def _row(self, prepared: Prepared, status: str, reason: str | None, **found: object) -> BankRow:
+        asked, text = prepared.asked, (prepared.used or prepared.asked.pictures)[0].text
+        origin = {"provenance": self._provenance(asked), "pictures": prepared.pictures}
+        return BankRow(asked.id, text, status, reason=reason, **origin, **found)
 
     def _masks(self, example: Example) -> dict[str, Tensor]:
         """Usable masks at the base's resolution; a damaged one only costs its own scores."""
@@ -180,7 +238,7 @@ class Runner:
                 masks[slug] = torch.from_numpy(fit_mask(aligned_mask(png, picture), self.model.facts.resolution))
         return masks
 
-    def _provenance(self, example: Example) -> Provenance:
+    def _provenance(self, asked: Example | Group) -> Provenance:
         return Provenance(
             recipe=self.recipe.name,
             recipe_fingerprint=self.recipe.fingerprint,
@@ -188,8 +246,8 @@ class Runner:
             base_digest=self.model.facts.digest,
             seed=self.recipe.seed,
             commit=commit(),
-            picture_sha256=hashlib.sha256(example.image).hexdigest(),
-            sentence_sha256=hashlib.sha256(example.text.encode()).hexdigest(),
+            picture_sha256=_of_all(_sha256(example.image) for example in asked.pictures),
+            sentence_sha256=_of_all(_sha256(example.text.encode()) for example in asked.pictures),
         )
 
     @staticmethod
@@ -201,6 +259,16 @@ class Runner:
             learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return replace(outcome, row=row)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _of_all(digests: Iterable[str]) -> str:
+    """One digest of several pictures or sentences, in their order; of one its own."""
+    first, *others = digests
+    return _sha256("\n".join([first, *others]).encode()) if others else first
 
 
 def to_pixels(picture) -> Tensor:

@@ -205,15 +205,16 @@ def _standing(words: Sequence[str], sentence: Sentence) -> tuple[int, ...]:
 
 
 def ids_of(picture: bytes, sources: Collection[str | Path]) -> list[str]:
-    """The rows of the given banks that were learned from this very picture."""
+    """The rows of the given banks that were learned from this very picture, alone or in a group."""
     digest, found = hashlib.sha256(picture).hexdigest(), []
     for source in map(str, sources):
         own = Path(source) / "bank"
         try:
-            table = Bank.open(own if own.is_dir() else source).table(["id", "picture_sha256", "status"])
+            table = Bank.open(own if own.is_dir() else source).table(["id", "picture_sha256", "status", "pictures"])
         except (ConfigError, OSError):
             continue  # word files, a registry: they name no pictures
-        found += [
-            row["id"] for row in table.to_pylist() if row["picture_sha256"] == digest and row["status"] == "learned"
-        ]
+        for row in table.to_pylist():
+            used = [one["sha256"] for one in row["pictures"] or () if one["reason"] is None]
+            if row["status"] == "learned" and digest in (used or [row["picture_sha256"]]):
+                found.append(row["id"])
     return found

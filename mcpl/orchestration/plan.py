@@ -20,13 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mcpl.data.bank import members, outcomes, part_name, shards_of
+from mcpl.data.dataset import ShardRef
+from mcpl.data.groups import jobs
 from mcpl.errors import BankMismatch, ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ Reason = Literal["first", "grown", "retry"]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Outcome of one finished shard, in pictures."""
+    """Outcome of one finished shard, in rows of the bank: a picture each, or a group."""
 
     learned: int = 0
     failed: int = 0
@@ -74,9 +75,14 @@ class Shard:
 
     number: int
     ref: str
-    """JSON of the dataset's ShardRef"""
+    """JSON of the dataset's ShardRef, or of several where groups lie in several"""
     ids: tuple[str, ...]
-    """the rows to learn, among those that the reference reads"""
+    """what to learn, among what the reference reads: a picture's id, or a group's name"""
+
+    @property
+    def refs(self) -> tuple[ShardRef, ...]:
+        told = json.loads(self.ref)
+        return tuple(ShardRef(**one) for one in (told if isinstance(told, list) else [told]))
 
     @property
     def part(self) -> str:
@@ -119,7 +125,7 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Pictures in the bank when the plan is done; a retried picture is still one."""
+        """Rows in the bank when the plan is done: pictures and groups; what is tried again is still one."""
         return sum(sum(g.sizes().values()) for g in self.generations if g.reason != "retry")
 
     def sizes(self) -> dict[int, int]:
@@ -143,9 +149,9 @@ class Plan:
 def open_plan(store: Store, dataset: Dataset, recipe: Recipe, shard_size: int) -> Plan:
     """The plan in `store`, made if there is none, extended if the dataset has grown.
 
-    A row is known by its id: a picture that changed under its old id is not learned again. Raises BankMismatch where
-    the output holds another recipe's run or something that is no run; ConfigError where ids repeat or the dataset
-    holds nothing. Several callers at once end with the same plan.
+    A row is known by its id: a picture that changed under its old id, or a group that grew, is not learned again.
+    Raises BankMismatch where the output holds another recipe's run or something that is no run; ConfigError where ids
+    repeat or the dataset holds nothing. Several callers at once end with the same plan.
     """
     check_recipe(store, recipe)
     if _read_json(store, RUN) is None:
@@ -270,13 +276,13 @@ def write_tallies(store: Store, tallies: Mapping[int, Tally]) -> None:
 
 
 def _new_rows(store: Store, plan: Plan, dataset: Dataset) -> Iterator[tuple[str, Sequence[str]]]:
-    """(reference, ids) of each shard's rows that no earlier generation planned."""
+    """(reference, ids) of each shard's jobs that no earlier generation planned."""
     known = {id for g in plan.generations for id in g.table["ids"].combine_chunks().flatten().to_pylist()}
-    ids = iter(dataset.ids())
-    for ref in dataset.shards(plan.shard_size):
-        new = [id for id in islice(ids, ref.rows) if id not in known]
+    for refs, ids in jobs(dataset, plan.shard_size):
+        new = [id for id in ids if id not in known]
         if new:
-            yield json.dumps(asdict(ref), separators=(",", ":")), new
+            told = [asdict(ref) for ref in refs]
+            yield json.dumps(told if len(told) > 1 else told[0], separators=(",", ":")), new
 
 
 def _append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import PurePosixPath
@@ -19,7 +19,7 @@ from mcpl.errors import ConfigError, ExampleError
 from mcpl.evaluation.neighbours import nearest
 from mcpl.evaluation.signs import SIGNS
 from mcpl.models.base import BaseModel
-from mcpl.orchestration.showing import drawings, sentence_of
+from mcpl.orchestration.showing import drawings, paired, sentence_of
 from mcpl.report.page import SIDE, About, Neighbour, Page, PageRow, is_ours
 from mcpl.types import BankRow, Example
 
@@ -102,10 +102,16 @@ def _page(put, bank: Bank, dataset: Dataset, count, single, title, model, sample
     facts = _facts(summary, len(bank.words()))
     about = About(title or _title(bank.uri), facts, {n: sign.advice for n, sign in SIGNS.items()}, note)
     page = Page(put, about, single)
-    for row, example in islice(_paired(rows, dataset), total):
+    for row, examples in paired(rows.values(), dataset):
         drawn, together = drawings(row, model, samples) if model and row.learned else ({}, None)
-        picture, near_here = _picture(example), near.get(row.id, {})
-        page.add(PageRow(row, _sentence(row), picture, near_here, drawn, together))
+        pictures = {id: _picture(example) for id, example in examples.items()}
+        others = {
+            word.concept.slug: pictures.get(id)
+            for word in (row.learned.concepts if row.learned else ())
+            if (id := row.picture_of(word.concept.slug)) != row.shown
+        }
+        shown = PageRow(row, _sentence(row), pictures.get(row.shown), near.get(row.id, {}), drawn, together, others)
+        page.add(shown)
         on_picture(page.count, total)
     page.finish()
     return _Counts(page.count, summary.words)
@@ -116,27 +122,16 @@ def _first(bank: Bank, dataset: Dataset, count: int | None) -> dict[str, BankRow
     if count is None or count >= len(bank):
         return {row.id: row for row in bank.rows()}
     known = dict.fromkeys(bank.ids())
-    ordered = dict.fromkeys(chain((id for id in dataset.ids() if id in known), known))
+    ordered = dict.fromkeys(chain((own for id in dataset.ids() if (own := bank.row_id(id))), known))
     wanted = set(islice(ordered, count))
     return {row.id: row for row in islice((row for row in bank.rows() if row.id in wanted), count)}
 
 
-def _paired(rows: Mapping[str, BankRow], dataset: Dataset) -> Iterator[tuple[BankRow, Example | None]]:
-    """Every row with its picture, in the dataset's order; those whose picture it does not hold last."""
-    left = dict(rows)
-    for example in dataset.examples():
-        if row := left.pop(example.id, None):
-            yield row, example
-    for row in left.values():
-        yield row, None
-
-
-def _picture(example: Example | None) -> Image.Image | None:
+def _picture(example: Example) -> Image.Image | None:
     """The centred square, which is what the base saw."""
     with contextlib.suppress(ExampleError):
-        if example is not None:
-            picture = load_picture(example.image)
-            return fit(picture, min(SIDE, *picture.size))
+        picture = load_picture(example.image)
+        return fit(picture, min(SIDE, *picture.size))
     return None
 
 
@@ -160,6 +155,7 @@ def _facts(summary: BankSummary, different: int) -> dict[str, str]:
     status = ", ".join(f"{count} {name}" for name, count in summary.status.items())
     facts = {
         "pictures": f"{summary.rows} ({status})",
+        **({"groups": f"{summary.groups} of these, learned from several pictures together"} if summary.groups else {}),
         "words": f"{summary.words}, {different} different",
         "learning time": _duration(summary.seconds),
     }

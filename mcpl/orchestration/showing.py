@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -13,7 +13,7 @@ from mcpl.data.sources import Dataset
 from mcpl.errors import BankMismatch
 from mcpl.evaluation.sampling import alone, generate
 from mcpl.models.base import BaseModel
-from mcpl.prompts import parse
+from mcpl.prompts import parse, share_concepts
 from mcpl.report.figures import Shown, ShownWord
 from mcpl.seeds import derive_seed
 from mcpl.types import BankRow, Example, Sentence
@@ -30,25 +30,53 @@ def shown_rows(
     model, samples: the base that draws so many pictures of each word; none are drawn without it. Raises BankMismatch
     where it is not the base that the words were learned with.
     """
-    wanted = {row.id: row for row in islice((row for row in bank.rows() if row.learned), count)}
+    rows = islice((row for row in bank.rows() if row.learned), count)
+    for row, examples in paired(rows, dataset):
+        if row.shown in examples:
+            yield shown(row, examples, model, samples)
+
+
+def paired(rows: Iterable[BankRow], dataset: Dataset) -> Iterator[tuple[BankRow, dict[str, Example]]]:
+    """Every row with the picture that its text tells of and those that its words' maps belong to, by id, in the
+    dataset's order; rows of which the dataset lacks some come last, with those that it has."""
+    left, met, wanted = {}, {}, {}
+    for row in rows:
+        left[row.id], met[row.id] = row, {}
+        words = row.learned.concepts if row.learned else ()
+        for id in {row.shown, *(row.picture_of(word.concept.slug) for word in words)}:
+            wanted.setdefault(id, set()).add(row.id)
+            met[row.id][id] = None
     examples = dataset.examples()
-    while wanted and (example := next(examples, None)):
-        if row := wanted.pop(example.id, None):
-            yield shown(row, example, model, samples)
+    while left and (example := next(examples, None)):
+        for id in wanted.pop(example.id, ()):
+            met[id][example.id] = example
+            if None not in met[id].values():
+                yield left.pop(id), met.pop(id)
+    for id, row in left.items():
+        yield row, {picture: example for picture, example in met[id].items() if example}
 
 
-def shown(row: BankRow, example: Example, model: BaseModel | None = None, samples: int = 0) -> Shown:
-    """One learned row beside its picture."""
+def shown(row: BankRow, examples: Mapping[str, Example], model: BaseModel | None = None, samples: int = 0) -> Shown:
+    """One learned row beside its pictures, found by their ids: the first, and whatever others its words look at."""
     sentence, drawn, together = sentence_of(row), {}, ()
     if model and samples:
         drawn, together = drawings(row, model, samples)
-    picture = load_picture(example.image)
+    pictures = {}
+    for id, example in examples.items():
+        picture = load_picture(example.image)
+        pictures[id] = fit(picture, min(SIDE, *picture.size))
     return Shown(
         id=row.id,
-        picture=fit(picture, min(SIDE, *picture.size)),
+        picture=pictures[row.shown],
         sentence=sentence,
         words=[
-            ShownWord(word.concept.slug, word.attention, word.attention_step0, drawn.get(word.concept.slug, ()))
+            ShownWord(
+                word.concept.slug,
+                word.attention,
+                word.attention_step0,
+                drawn.get(word.concept.slug, ()),
+                picture=pictures.get(row.picture_of(word.concept.slug)),
+            )
             for word in row.learned.concepts
         ],
         together=together,
@@ -75,6 +103,12 @@ def drawings(row: BankRow, model: BaseModel, samples: int) -> tuple[dict[str, np
 
 def sentence_of(row: BankRow) -> Sentence:
     """The row's sentence with the roles that it was learned in, however its words had been chosen."""
-    slugs, text = [word.concept.slug for word in row.learned.concepts], row.text.lower()
+    if row.used:
+        return share_concepts([_read(picture.text, picture.words) for picture in row.used])[0]
+    return _read(row.text, [word.concept.slug for word in row.learned.concepts])
+
+
+def _read(told: str, slugs: Sequence[str]) -> Sentence:
+    text = told.lower()
     marked = all(text.count(f"<{slug}>") + text.count(f"<{slug}:") == 1 for slug in slugs)  # listed ones may repeat
-    return parse(row.text, "marked" if marked else "list:" + ",".join(slugs))
+    return parse(told, "marked" if marked else "list:" + ",".join(slugs))

@@ -1,4 +1,4 @@
-"""`mcpl learn`: one picture, no Ray, no MLflow, one folder at the end or none at all."""
+"""`mcpl learn`: one picture, or a few that share words; no Ray, no MLflow, one folder at the end or none at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,27 @@ from mcpl.data.bank import Bank, encode, part_name
 from mcpl.data.pictures import fit, load_picture
 from mcpl.data.sources import picture_and_sentence
 from mcpl.errors import ConfigError, ExampleError
+from mcpl.evaluation.evaluate import signs
 from mcpl.learning.familiarity import looks_strange, strangeness, unknown_words
 from mcpl.orchestration.job import Outcome, Runner, to_pixels
 from mcpl.prompts import parse
 from mcpl.report import figures
-from mcpl.types import Example
+from mcpl.types import Example, Group, LearnedConcepts
 
 
-def learn_picture(photo: Path, text: str, out: Path, recipe: Recipe, placement: Placement, console: Console) -> Outcome:
-    """Learn one picture's words and write `out`: sheet.png, concepts/, README.md, samples/, metrics.json, bank/.
+def learn_pictures(
+    told: Sequence[tuple[Path, str]], out: Path, recipe: Recipe, placement: Placement, console: Console
+) -> Outcome:
+    """Learn the words of one picture, or of several together, and write `out`: sheet.png, concepts/, README.md,
+    samples/, metrics.json, bank/.
 
-    Raises ExampleError for an unusable picture or sentence, ConfigError for a folder that is in use; nothing is
-    written then, and the folder appears whole at the end.
+    told: (picture, its sentence); equal words of several sentences are one word (MCPL-diverse). Raises ExampleError
+    for an unusable picture or sentence, ConfigError for a folder that is in use; nothing is written then, and the
+    folder appears whole at the end.
     """
-    if not photo.is_file():
-        raise ExampleError(f"{photo}: no such picture")
+    for photo, _ in told:
+        if not photo.is_file():
+            raise ExampleError(f"{photo}: no such picture")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file: name a folder")
     above = next(folder for folder in out.absolute().parents if folder.exists())
@@ -42,31 +49,62 @@ def learn_picture(photo: Path, text: str, out: Path, recipe: Recipe, placement: 
         raise ConfigError(f"--out {out}: nothing can be written in {above}")
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another --out, or remove it")
-    example = picture_and_sentence(photo, text)  # what is wrong with them is said before the base is loaded
-    parse(text, recipe.words)
+    examples = []
+    for photo, text in told:  # what is wrong with them is said before the base is loaded
+        examples.append(picture_and_sentence(photo, text))
+        parse(text, recipe.words)
+    asked = together(examples)
     with console.status("loading the base model"):
         runner = Runner(recipe, placement)
-        runner.prepare(example)  # a sentence that does not fit this base is refused before anything is shown
-    outcome = learn_example(example, runner, console)
+    outcome = learn_job(asked, runner, console)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         folder = Path(scratch) / out.name
-        write(folder, outcome, example, runner)
+        write(folder, outcome, asked, runner)
         if out.exists():
             out.rmdir()
         shutil.move(folder, out)
     return outcome
 
 
-def learn_example(example: Example, runner: Runner, console: Console) -> Outcome:
-    """Learn one picture with advice before it and a bar beside it. Raises ExampleError where nothing was learned."""
-    _advise(example, runner, console)
+def together(examples: Sequence[Example]) -> Example | Group:
+    """One picture as it is; several as a group called after the first, files of one name told apart by their place."""
+    if len(examples) == 1:
+        return examples[0]
+    ids = [example.id for example in examples]
+    named = [id if ids.count(id) == 1 else f"{id}-{place}" for place, id in enumerate(ids, 1)]
+    return Group(ids[0], tuple(replace(example, id=id) for example, id in zip(examples, named, strict=True)))
+
+
+def learn_job(asked: Example | Group, runner: Runner, console: Console) -> Outcome:
+    """Learn a picture, or several together, with advice before it and a bar beside it.
+
+    Raises ExampleError where one of them cannot be used, and where nothing was learned: who names a few pictures by
+    hand wants all of them.
+    """
+    for example in asked.pictures:  # a sentence that does not fit this base is refused before anything is shown
+        try:
+            runner.prepare(example)
+        except ExampleError as error:
+            raise ExampleError(f"{example.id}: {error}" if isinstance(asked, Group) else str(error)) from None
+    for example in asked.pictures:
+        _advise(example, runner, console)
     with _bar(console) as bar:
-        task = bar.add_task("learning", total=runner.recipe.steps)
-        (outcome,) = runner.outcomes([example], lambda step: bar.update(task, completed=step))
+        task = bar.add_task("learning", total=runner.recipe.steps, seen="")
+
+        def look(learned: list[LearnedConcepts]) -> None:
+            bar.update(task, seen=_seen(signs(learned[0], runner.recipe.masks_loss)))
+
+        (outcome,) = runner.outcomes([asked], lambda step: bar.update(task, completed=step), look)
     if outcome.row.status != "learned":
         raise ExampleError(outcome.row.reason or "nothing was learned")
     return outcome
+
+
+def _seen(found: Mapping[str, float]) -> str:
+    """Failure signs as the bar names them while they are there."""
+    names = [name.removeprefix("sign_").replace("_", " ") for name, seen in found.items() if seen]
+    return f"sign of failure: {', '.join(names)}" if names else ""
 
 
 def _advise(example: Example, runner: Runner, console: Console) -> None:
@@ -89,12 +127,20 @@ def _advise(example: Example, runner: Runner, console: Console) -> None:
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(),
+        TextColumn("[yellow]{task.fields[seen]}"),
         console=console,
     )  # fmt: skip
 
 
-def write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> None:
-    """Everything that was learned of a picture, into a new folder."""
+def sheet(outcome: Outcome, asked: Example | Group, runner: Runner) -> Image.Image:
+    """The whole story of a picture, or of each of several."""
+    side = runner.model.facts.resolution
+    first, *further = (fit(load_picture(example.image), side) for example in asked.pictures)
+    return figures.sheet_of(first, outcome, *further)
+
+
+def write(folder: Path, outcome: Outcome, asked: Example | Group, runner: Runner) -> None:
+    """Everything that was learned of a picture, or of several together, into a new folder."""
     evaluation, row = outcome.evaluation, outcome.row
     (folder / "bank").mkdir(parents=True)
     (folder / "bank" / part_name(0)).write_bytes(encode([row]))
@@ -104,11 +150,12 @@ def write(folder: Path, outcome: Outcome, example: Example, runner: Runner) -> N
         for slug, pictures in evaluation.alone.items():
             _save_row(pictures, folder / "samples" / f"{slug}.png")
         _save_row(evaluation.together, folder / "samples" / "together.png")
-    picture = fit(load_picture(example.image), runner.model.facts.resolution)
-    figures.sheet_of(picture, outcome).save(folder / "sheet.png")
+    sheet(outcome, asked, runner).save(folder / "sheet.png")
+    grouped = {"pictures": [asdict(picture) for picture in row.pictures]} if row.pictures else {}
     story = {
-        "picture": example.id,
-        "sentence": example.text,
+        "picture": row.shown,
+        "sentence": row.text,
+        **grouped,
         "metrics": dict(row.metrics),
         "curve": [asdict(point) for point in outcome.learned.curve],
         "steps": outcome.learned.steps,

@@ -12,7 +12,7 @@ Every other field, with its meaning, is in `Space`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.recipes import adjust, load, read_table
 from mcpl.settings import Settings
-from mcpl.types import Example
+from mcpl.types import Example, Group
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -202,15 +202,16 @@ def _at(tree: Any, path: str) -> Any:
 
 
 @cache
-def examples(sets: tuple[str, ...], split: str, dataset: str | None, count: int | None) -> tuple[Example, ...]:
-    """The pictures that every trial learns, in the same order."""
+def examples(sets: tuple[str, ...], split: str, dataset: str | None, count: int | None) -> tuple[Example | Group, ...]:
+    """The pictures, and groups of pictures, that every trial learns, in the same order."""
+    from mcpl.data import groups
     from mcpl.data.dataset import Dataset
     from mcpl.data.sources import scenes_mc
 
-    def each() -> Iterator[Iterator[Example]]:
+    def each() -> Iterator[Iterable[Example | Group]]:
         if dataset:
-            yield Dataset.open(dataset).examples()
+            yield groups.every(Dataset.open(dataset))
         for name in sets:
-            yield iter(scenes_mc(name, split))
+            yield groups.gathered(scenes_mc(name, split))
 
     return tuple(example for pictures in each() for example in islice(pictures, count))

@@ -43,6 +43,10 @@ class ShownWord:
     """the same before learning"""
     start: str = ""
     """the ordinary word that it started from"""
+    picture: Picture | None = None
+    """what its maps belong to, where that is another picture of the group"""
+    colour: int | None = None
+    """number of its colour, where that is not its place"""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,14 @@ class Shown:
     curve: Sequence[CurvePoint] = ()
 
 
-def show(picture: Picture, outcome: Any) -> Shown:
-    """What is drawn of a finished job: its `row`, `job.sentence`, `learned` and, where samples were drawn,
-    `evaluation`."""
+def show(picture: Picture, outcome: Any, number: int = 0) -> Shown:
+    """What is drawn of a finished job: its `row`, `job`, `learned` and, where samples were drawn, `evaluation`.
+
+    number: which of a group's pictures it is; only what its sentence names is drawn.
+    """
     evaluation = outcome.evaluation
     alone, alone_step0 = (evaluation.alone, evaluation.alone_step0) if evaluation else ({}, {})
+    places = {word.concept.slug: place for place, word in enumerate(outcome.learned.concepts)}
     words = [
         ShownWord(
             slug=learned.concept.slug,
@@ -72,13 +79,14 @@ def show(picture: Picture, outcome: Any) -> Shown:
             samples=_pictures(alone.get(learned.concept.slug)),
             samples_step0=_pictures(alone_step0.get(learned.concept.slug)),
             start=learned.concept.initializer or "",
+            colour=places[learned.concept.slug],
         )
-        for learned in outcome.learned.concepts
+        for learned in outcome.learned.of_picture(number).concepts
     ]
     return Shown(
         id=outcome.row.id,
         picture=picture,
-        sentence=outcome.job.sentence,
+        sentence=outcome.job.looks[number].sentence,
         words=words,
         together=_pictures(evaluation.together if evaluation else None),
         metrics=outcome.row.metrics,
@@ -86,9 +94,17 @@ def show(picture: Picture, outcome: Any) -> Shown:
     )
 
 
-def sheet_of(picture: Picture, outcome: Any) -> Image.Image:
-    """`concept_sheet` of a finished job."""
-    return concept_sheet(show(picture, outcome))
+def sheet_of(picture: Picture, outcome: Any, *further: Picture) -> Image.Image:
+    """`concept_sheet` of a finished job; of a group one for each picture, one below the other."""
+    sheets = [concept_sheet(show(each, outcome, number)) for number, each in enumerate((picture, *further))]
+    if not further:
+        return sheets[0]
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), PAPER)
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
 
 
 def overlay(picture: Picture, attention: Any, side: int | None = None) -> Image.Image:
@@ -129,7 +145,7 @@ def concept_sheet(shown: Shown) -> Image.Image:
     for column, title in enumerate(titles):
         sheet.text((x + label + column * (cell + gap), y), title, 15, MUTED)
     y += 26
-    for index, word in enumerate(shown.words):
+    for index, word in _coloured(shown):
         name = f"<{word.slug}>"
         size = next((size for size in range(17, 9, -1) if _chip_width(name, size) <= label - 12), 9)
         sheet.chip((x, y + cell // 2 - 26), name, size, _colour(index))
@@ -139,7 +155,7 @@ def concept_sheet(shown: Shown) -> Image.Image:
         at = x + label
         for attention in (word.attention_step0, word.attention):
             if attention is not None:
-                sheet.picture(overlay(shown.picture, attention, cell), (at, y), cell, _colour(index))
+                sheet.picture(overlay(_under(word, shown), attention, cell), (at, y), cell, _colour(index))
             at += cell + gap
         for samples in [word.samples_step0] * before + [word.samples] * drawn:
             sheet.grid(samples, (at, y), cell, _colour(index))
@@ -244,13 +260,23 @@ def _card(sheet: _Sheet, shown: Shown, x: int, y: int, cell: int, gap: int, most
     big = 2 * cell + gap
     sheet.picture(_scaled(shown.picture, 2 * cell), (x, y + gap // 2), 2 * cell)
     x += big + gap
-    for index, word in enumerate(shown.words):
-        sheet.picture(overlay(shown.picture, word.attention, cell), (x, y), cell, _colour(index))
+    for index, word in _coloured(shown):
+        sheet.picture(overlay(_under(word, shown), word.attention, cell), (x, y), cell, _colour(index))
         for sample in word.samples[:1]:
             sheet.picture(_scaled(sample, cell), (x, y + cell + gap), cell, _colour(index))
         x += cell + gap
     for sample in shown.together[:1]:
         sheet.picture(_scaled(sample, 2 * cell), (x, y + gap // 2), 2 * cell)
+
+
+def _coloured(shown: Shown) -> Iterator[tuple[int, ShownWord]]:
+    """(number of its colour, word)"""
+    return ((place if word.colour is None else word.colour, word) for place, word in enumerate(shown.words))
+
+
+def _under(word: ShownWord, shown: Shown) -> Picture:
+    """The picture that a word's maps belong to."""
+    return shown.picture if word.picture is None else word.picture
 
 
 def _caption(shown: Shown, score: str | None) -> str:

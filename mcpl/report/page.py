@@ -55,7 +55,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class PageRow:
-    """One picture of the page."""
+    """One picture of the page, or one group."""
 
     row: BankRow
     sentence: Sentence | None
@@ -68,6 +68,8 @@ class PageRow:
     """slug -> [n, H, W, 3] uint8, drawn from that word alone"""
     together: Any = None
     """[n, H, W, 3] uint8, drawn from the whole sentence"""
+    others: Mapping[str, Image.Image | None] = field(default_factory=dict)
+    """slug -> what its maps belong to, where that is another picture of the group"""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,9 @@ class Page:
                 "seconds": _short(row.seconds),
             },
         }
+        if row.pictures:
+            told = (f"{p.id}: {p.text}" + (f" (left out: {p.reason})" if p.reason else "") for p in row.pictures)
+            record["provenance"] = {"pictures": "; ".join(told)} | record["provenance"]
         if learned := row.learned:
             record["provenance"] |= {"steps": learned.steps, "U-Net sample passes": learned.sample_passes}
             record["words"] = [self._word(number, place, word, shown) for place, word in enumerate(learned.concepts)]
@@ -176,8 +181,10 @@ class Page:
         return record
 
     def _word(self, number: int, place: int, word: Any, shown: PageRow) -> dict:
-        concept = word.concept
+        concept, other = word.concept, shown.others.get(word.concept.slug)
+        own = {"picture": self._picture(f"pictures/{number:06d}-{place}.webp", other)} if other else {}
         return {
+            **own,
             "slug": concept.slug,
             "adjectives": list(concept.adjectives),
             "start": concept.initializer or "",

@@ -127,7 +127,8 @@ class Run:
         if not rows:
             return
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), buffer, compression="zstd")
+        names = dict.fromkeys(name for row in rows for name in row)  # the first may be a failure, without scores
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), buffer, compression="zstd")
         self.artifact(buffer.getvalue(), f"{name}.parquet")
         self.artifact(markdown_table(rows, TABLE_LINES).encode(), f"{name}.md")
 

@@ -23,7 +23,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 KEYS = ("image_id", "word")
-ANSWER = ("image_id", "word", "sentence", "initializer", "vectors", "norm", "metrics")
+ANSWER = ("image_id", "word", "sentence", "initializer", "vectors", "norm", "metrics", "pictures")
 DRAWN = ("prompt", "seed", "image_ids", "png")
 PROBED = 64  # lists of the index that a query looks into
 RANKED = 500  # words that the index proposes and the vectors themselves rank
@@ -41,8 +41,10 @@ class WordTable(mlflow.pyfunc.PythonModel):
         self.manifest = json.loads(Path(context.artifacts["manifest"]).read_text())
         files = {e["name"]: _local(e, context.artifacts.get(_stem(e["name"]))) for e in self.manifest["files"]}
         self._file = pq.ParquetFile(files["words.parquet"], memory_map=True)
-        keys = self._file.read(columns=[*KEYS, "start", "n_vectors"]).combine_chunks()
+        keys = self._file.read(columns=[*KEYS, "start", "n_vectors", "pictures"]).combine_chunks()
         self._keys = keys.select(KEYS)
+        grouped = keys.select(["image_id", "pictures"]).filter(pc.is_valid(keys["pictures"])).to_pylist()
+        self._group_of = {picture: row["image_id"] for row in grouped for picture in row["pictures"]}
         self._places, self._counts = (keys[name].to_numpy() for name in ("start", "n_vectors"))
         self._stored = np.memmap(files["vectors.f32"], np.float32, "r").reshape(-1, self.manifest["width"])
         self._index_file, self._index, self._base = files.get("index.faiss"), None, None
@@ -81,6 +83,8 @@ class WordTable(mlflow.pyfunc.PythonModel):
             if _absent(value):
                 continue
             value = str(value).strip("<>") if key == "word" else str(value)
+            if key == "image_id":  # a picture of a group is found by its own name too
+                value = self._group_of.get(value, value)
             match = pc.equal(self._keys[key], value)
             mask = match if mask is None else pc.and_(mask, match)
         if mask is None:

@@ -343,6 +343,7 @@ def write_words(rows: Iterable[BankRow], folder: Path) -> dict[str, Any]:
             ("norm", pa.float32()),  # mean Euclidean length of the vectors
             ("metrics", pa.map_(pa.string(), pa.float64())),  # of the picture
             ("picture_sha256", pa.string()),
+            ("pictures", pa.list_(pa.string())),  # ids of a group's pictures that were learned from; null for a picture
         ]
     )
     statuses, concepts = Counter(), Counter()
@@ -372,7 +373,7 @@ def write_words(rows: Iterable[BankRow], folder: Path) -> dict[str, Any]:
                 yield {
                     "image_id": row.id,
                     "word": learned.concept.slug,
-                    "sentence": row.text,
+                    "sentence": row.told_of(learned.concept.slug),
                     "initializer": learned.concept.initializer,
                     "vectors": vectors,
                     "start": written,
@@ -380,6 +381,7 @@ def write_words(rows: Iterable[BankRow], folder: Path) -> dict[str, Any]:
                     "norm": float(np.linalg.norm(vectors, axis=1).mean()),
                     "metrics": metrics,
                     "picture_sha256": row.provenance.picture_sha256,
+                    "pictures": [picture.id for picture in row.used] or None,
                 }
                 written += len(vectors)
 

@@ -160,6 +160,7 @@ def picture_rows(rows: Iterable[BankRow]) -> list[dict[str, Any]]:
             "status": row.status,
             "reason": row.reason,
             "words": ", ".join(word.concept.slug for word in row.learned.concepts) if row.learned else "",
+            **({"pictures": ", ".join(picture.id for picture in row.pictures)} if row.pictures else {}),
             "steps": row.learned.steps if row.learned else 0,
             **row.metrics,
             "seconds": round(row.seconds, 2),

@@ -194,3 +194,9 @@ def test_a_card_keeps_its_columns_whatever_a_sentence_holds():
 
 def test_a_bank_of_nothing_but_failures_has_a_card():
     assert "No word was learned." in card([failed_row()])
+
+
+def test_a_card_loads_a_hub_model_at_its_revision():
+    from mcpl.data.card import _loading
+
+    assert 'from_pretrained("someone/a-base", revision="1a2b3c")' in _loading("X", "someone/a-base@1a2b3c")[-1]

@@ -251,3 +251,21 @@ def test_a_term_that_has_not_started_moves_nothing(tiny, pixels):
     assert torch.equal(torch.cat([c.vectors for c in before.concepts]), job.initial)
     (after,) = Learner(tiny, Pack((job,)), settings.model_copy(update={"steps": 3})).run()
     assert not torch.equal(torch.cat([c.vectors for c in after.concepts]), job.initial)
+
+
+def test_bind_adj_has_a_weight_and_a_schedule_of_its_own(tiny, pixels):
+    """With nothing else in the loss the noun moves towards its adjective; a word without one stays; before its start
+    nothing moves."""
+
+    def learned(**term):
+        terms = {"denoising": {"weight": 0.0}, "bind-adjectives": {"weight": 1.0, **term}}
+        settings = changed(steps=4, lr=0.02, attention_mask=None, terms=terms)
+        job = make_job(tiny, "x", parse("a red <star> by a <ring>"), pixels(1)[0], settings)
+        (result,) = Learner(tiny, Pack((job,)), settings).run()
+        return [c.vectors - start for c, start in zip(result.concepts, job.initial.chunk(2), strict=True)], result
+
+    moved, result = learned()
+    assert moved[0].abs().max() > 0.01
+    values = result.losses["bind-adjectives"]
+    assert values[-1] < values[0]
+    assert all(not step.any() for step in learned(start=9)[0])

@@ -9,6 +9,7 @@ from mcpl.errors import ConfigError
 from mcpl.learning.batch import make_job
 from mcpl.learning.learner import Learner
 from mcpl.learning.settings import AttentionMask, LearningSettings
+from mcpl.models import catalogue
 from mcpl.models.catalogue import Entry, _adapted, _kind, load, word_width
 from mcpl.objectives.objective import Contrastive, Denoising
 from mcpl.prompts import parse, tokenize
@@ -249,3 +250,16 @@ def test_width_of_a_base_that_is_not_at_hand():
     assert word_width("sd15") == 768 and word_width("sdxl") == 2048 and word_width("scenes-v1") > 0
     with pytest.raises(ConfigError, match="--base someone/else: not at hand"):
         word_width("someone/else")
+
+
+def test_a_hub_model_is_pinned_where_it_is_named(base_dir, monkeypatch):
+    """`owner/name@revision` asks the hub for that revision, and is what a bank's rows call their base."""
+    asked = []
+    monkeypatch.setattr(catalogue, "_downloaded", lambda entry: asked.append(entry) or base_dir("sd1"))
+    model = load("someone/a-base@1a2b3c", device="cpu")
+    assert [(entry.source, entry.revision) for entry in asked] == [("someone/a-base", "1a2b3c")]
+    assert model.facts.name == "someone/a-base@1a2b3c"
+    load("someone/a-base", revision="4d5e6f", device="cpu")
+    assert asked[-1].revision == "4d5e6f"
+    with pytest.raises(ConfigError, match="owner/name@revision"):
+        catalogue.find("base@1a2b3c")

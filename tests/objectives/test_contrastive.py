@@ -93,3 +93,19 @@ def test_gradient_matches_finite_differences():
     ids = torch.tensor([[0, 1, 2, 0], [2, 1, 0, -1], [0, 1, -1, 2], [1, -1, 0, 2]])
     job_ids = torch.tensor([0, 0, 1, 1])
     assert torch.autograd.gradcheck(lambda h: prompt_contrastive(h, ids, job_ids, 2, TAU), hidden)
+
+
+def test_bind_adj_alone_pairs_nouns_with_their_adjectives():
+    """Two concepts on orthogonal axes, one adjective each: anchors are all four, each with one positive."""
+    along, apart = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])
+    hidden = torch.stack([along, along, apart, apart])[None].double()
+    ids, nouns = torch.tensor([[0, 0, 1, 1]]), torch.tensor([[False, True, False, True]])
+    zero = torch.zeros(1, dtype=torch.long)
+    expected = -math.log(math.exp(1 / TAU) / (math.exp(1 / TAU) + 2))
+    assert prompt_contrastive(hidden, ids, zero, 1, TAU, nouns=nouns).item() == pytest.approx(expected)
+    none = torch.ones(1, 4, dtype=torch.bool)
+    assert prompt_contrastive(hidden, ids, zero, 1, TAU, nouns=none).item() == 0, "no adjective, no pair"
+    two = hidden.expand(2, 4, 3).contiguous().requires_grad_()
+    bound = prompt_contrastive(two, ids.expand(2, 4), zero.expand(2), 1, TAU, nouns=nouns.expand(2, 4))
+    bound.sum().backward()
+    assert torch.isfinite(two.grad).all()

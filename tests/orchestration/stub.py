@@ -28,9 +28,11 @@ from pathlib import Path
 import torch
 
 from mcpl.config import Placement, Recipe
-from mcpl.types import BankRow, Concept, CurvePoint, Example, LearnedConcept, LearnedConcepts, Provenance
+from mcpl.types import BankRow, Concept, CurvePoint, Example, Group, LearnedConcept, LearnedConcepts, Provenance
 
 NAME = "tests.orchestration.stub:Runner"
+PICTURES: list[str] = []
+"""NAME:COUNT of every group that was learned in this process"""
 
 
 class Runner:
@@ -44,9 +46,13 @@ class Runner:
         (self.folder / "learned").mkdir(parents=True, exist_ok=True)
         (self.folder / f"pid-{os.getpid()}").touch()
 
-    def __call__(self, examples: Sequence[Example], on_done: Callable[[BankRow], None] | None = None) -> list[BankRow]:
+    def __call__(
+        self, examples: Sequence[Example | Group], on_done: Callable[[BankRow], None] | None = None
+    ) -> list[BankRow]:
         rows, self.settings = [], self._told()
         for example in examples:
+            if isinstance(example, Group):
+                PICTURES.append(f"{example.id}:{len(example.pictures)}")
             self._act(example.id)
             rows.append(self._row(example))
             (self.folder / "learned" / f"{example.id}.{uuid.uuid4().hex}").touch()
@@ -78,11 +84,11 @@ class Runner:
             return False
         return True
 
-    def _row(self, example: Example) -> BankRow:
+    def _row(self, example: Example | Group) -> BankRow:
         status = "failed" if example.id in self.settings.get("fail", ()) else "learned"
         return BankRow(
             id=example.id,
-            text=example.text,
+            text=example.pictures[0].text,
             status=status,
             reason="the stub was told to fail" if status == "failed" else None,
             provenance=Provenance(
@@ -92,8 +98,8 @@ class Runner:
                 base_digest=self.base_digest,
                 seed=self.recipe.seed,
                 commit="none",
-                picture_sha256=hashlib.sha256(example.image).hexdigest(),
-                sentence_sha256=hashlib.sha256(example.text.encode()).hexdigest(),
+                picture_sha256=hashlib.sha256(example.pictures[0].image).hexdigest(),
+                sentence_sha256=hashlib.sha256(example.pictures[0].text.encode()).hexdigest(),
             ),
             learned=learned(example.id) if status == "learned" else None,
             seconds=time.monotonic(),

@@ -112,13 +112,26 @@ def test_a_finished_job_is_drawn_as_it_is():
     concept = LearnedConcept(Concept("star", "thing"), np.zeros((1, 4)), spot(1, 1), spot(2, 2))
     learned = LearnedConcepts("p1", (concept,), (), {}, 10, 10)
     row = BankRow("p1", "a <star>", "learned", Provenance("paper", "f", "b", "d", 0, "", "", ""), learned=learned)
-    job = SimpleNamespace(sentence=parse("a <star>"))
+    job = SimpleNamespace(looks=[SimpleNamespace(sentence=parse("a <star>"))])
     drawn = {"star": np.stack([noise(32)] * 2)}
     evaluation = SimpleNamespace(alone=drawn, alone_step0={}, together=drawn["star"])
     with_pictures = SimpleNamespace(row=row, job=job, learned=learned, evaluation=evaluation)
     without = SimpleNamespace(row=row, job=job, learned=learned, evaluation=None)
     assert len(figures.show(noise(32), with_pictures).words[0].samples) == 2
     assert figures.sheet_of(noise(32), with_pictures).width > figures.sheet_of(noise(32), without).width
+
+
+def test_a_groups_sheet_has_a_part_for_each_picture():
+    """Each with its own sentence and the words that it names, in the colours that they have everywhere."""
+    star, ring = (LearnedConcept(Concept(s), np.zeros((1, 4)), spot(1, 1), spot(2, 2)) for s in ("star", "ring"))
+    learned = LearnedConcepts("g", (star, ring), (), {}, 10, 10, by_picture=((star,), (ring,)))
+    row = BankRow("g", "a <star>", "learned", Provenance("paper", "f", "b", "d", 0, "", "", ""), learned=learned)
+    looks = [SimpleNamespace(sentence=parse(text)) for text in ("a <star>", "a <ring>")]
+    outcome = SimpleNamespace(row=row, job=SimpleNamespace(looks=looks), learned=learned, evaluation=None)
+    second = figures.show(noise(32), outcome, 1)
+    assert [(word.slug, word.colour) for word in second.words] == [("ring", 1)] and second.sentence.text == "a <ring>"
+    whole, first = figures.sheet_of(noise(32), outcome, noise(32)), figures.sheet_of(noise(32), outcome)
+    assert whole.height > 1.9 * first.height
 
 
 def test_curves_stand_side_by_side():

@@ -15,6 +15,7 @@ from mcpl.errors import BankMismatch, ConfigError
 from mcpl.generation.words import gather
 from mcpl.tracking import index, lookup_model, registry
 from mcpl.tracking.server import connect, resolve_uri, speaking_to
+from mcpl.types import GroupPicture
 
 
 @pytest.fixture
@@ -65,6 +66,26 @@ def test_published_words_come_back_by_picture_and_by_word(publish, bank_row, hom
         "p1",
     ]
     assert registry.lookup("toys@champion", word="bea", home=home).empty
+
+
+def test_a_groups_words_are_found_by_its_name_and_by_each_of_its_pictures(publish, bank_row, home):
+    pictures = (
+        GroupPicture("a", "a <bear>", "1" * 64, ("bear",)),
+        GroupPicture("b", "a <ring> by a <bear>", "2" * 64, ("ring", "bear")),
+        GroupPicture("c", "no mark", "3" * 64, (), "no placeholder"),
+    )
+    publish([bank_row(0), replace(bank_row(1, ("bear", "ring")), pictures=pictures)])
+    for asked in ("p1", "a", "b"):
+        found = registry.lookup("toys", image_id=asked, home=home)
+        assert list(zip(found.image_id, found.word, found.sentence, strict=True)) == [
+            ("p1", "bear", "a <bear>"),
+            ("p1", "ring", "a <ring> by a <bear>"),
+        ]
+        assert [list(ids) for ids in found.pictures] == [["a", "b"]] * 2
+    assert registry.lookup("toys", image_id="c", home=home).empty, "it was left out"
+    assert registry.lookup("toys", image_id="p0", home=home).pictures.isna().all()
+    words, notes = gather(("bear", "ring"), ["models:/toys@champion"], ids=["a", "b"], home=home)
+    assert {word.picture for word in words.values()} == {"p1"} and not notes
 
 
 def test_words_of_a_version_stand_in_a_sentence_to_draw(publish, bank_row, home):

@@ -1,12 +1,16 @@
 """Many pictures in one curve: means of all, quartiles of a bounded sample."""
 
 import dataclasses
+import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mcpl.tracking import results
+from mcpl.tracking.base import Run
 from mcpl.tracking.results import Summary, logged_steps, quartiles
+from mcpl.types import GroupPicture
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 8])
@@ -53,3 +57,17 @@ def test_logged_steps_are_spread_evenly_to_the_last(bank_row):
     assert logged_steps(learned, 4) == [50, 100, 150, 200]
     assert logged_steps(learned, 200) == list(range(1, 201))
     assert logged_steps(learned, 0) == []
+
+
+def test_the_table_of_pictures_has_every_score_though_the_first_picture_failed(bank_row):
+    kept = {}
+
+    class Kept(Run):
+        def artifact(self, source, name):
+            kept[name] = source
+
+    group = dataclasses.replace(bank_row(2), pictures=(GroupPicture("a", "a <bear>", "1" * 64, ("bear",)),))
+    Kept().table(results.picture_rows([bank_row(0, status="failed"), bank_row(1), group]), "pictures")
+    table = pq.read_table(io.BytesIO(kept["pictures.parquet"]))
+    assert table["assignment"].to_pylist() == [None, 0.1, 0.2]
+    assert table["pictures"].to_pylist() == [None, None, "a"]

@@ -96,7 +96,7 @@ const MCPL = (() => {
   function look(row, place, which, extra = "") {
     const word = row.words[place];
     return make("div", { class: "look word", role: "img", "aria-label": `where <${word.slug}> looks${extra}`, ...tint(place) },
-      picture(row, ""), heated(word, which));
+      picture(word.picture ? word : row, ""), heated(word, which));
   }
   function sentence(parts) {
     const told = make("span", { class: "sentence" });
@@ -249,7 +249,7 @@ const MCPL = (() => {
     told.append(make("h2", {}, "Words"));
     row.words.forEach((word, place) => {
       const canvas = make("canvas", { "aria-hidden": "true" }), view = look(row, place, "after");
-      const mask = make("div", { class: "look", role: "img", "aria-label": `mask of <${word.slug}>`, ...tint(place) }, picture(row, ""), canvas);
+      const mask = make("div", { class: "look", role: "img", "aria-label": `mask of <${word.slug}>`, ...tint(place) }, picture(word.picture ? word : row, ""), canvas);
       masks.push((threshold) => masked(word, place, threshold, canvas));
       const figure = (what, label) => make("figure", {}, what, make("figcaption", {}, label));
       told.append(make("section", { class: "wordrow", "aria-label": word.slug },
