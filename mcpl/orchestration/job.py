@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+import platform
 import socket
 import subprocess
 import time
@@ -230,3 +231,14 @@ def commit() -> str:
         return described.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return released
+
+
+@cache
+def processor() -> str:
+    """The processor's model name, as far as the system tells it."""
+    told = Path("/proc/cpuinfo")
+    if told.exists():
+        for line in told.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
