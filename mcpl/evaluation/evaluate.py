@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from torch import Tensor
 
@@ -12,8 +11,9 @@ from mcpl.evaluation.metrics import Scored, score
 from mcpl.evaluation.sampling import Sampling, alone, generate
 from mcpl.evaluation.signs import check
 from mcpl.models.base import BaseModel
+from mcpl.prompts import parse
 from mcpl.seeds import derive_seed
-from mcpl.types import Job, LearnedConcepts
+from mcpl.types import LearnedConcepts, Sentence
 
 
 @dataclass(frozen=True)
@@ -31,66 +31,72 @@ class Evaluation:
 
 def evaluate(
     model: BaseModel,
-    job: Job,
+    sentence: Sentence,
     learned: LearnedConcepts,
-    masks: Mapping[str, Tensor],
-    truth: str | None,
-    samples: int,
+    *,
+    before: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    truth: str | None = None,
+    samples: int = 0,
+    seed: int = 0,
     sampling: Sampling = Sampling(),
     masked: bool = False,
+    compose: bool = False,
 ) -> Evaluation:
     """Metrics and failure signs of one picture, and `samples` pictures of each word (none are drawn for 0).
 
-    masks: slug -> [H, W] 0/1; truth: the rendered scene's JSON, where the picture is one: only then is there a judge
-    who can say whether a picture shows the right object; masked: whether the recipe masked the loss.
+    before: slug -> [k, D] that the words started from, where it is known; masks: slug -> [H, W] 0/1; truth: the
+    rendered scene's JSON, where the picture is one: only then is there a judge who can say whether a picture shows the
+    right object; seed: of the noise, the same for every word; masked: whether the recipe masked the loss; compose: draw
+    the words together in a new sentence too, for the judge.
     """
+    masks = masks or {}
     if not samples:
         return Evaluation(_measured(Scored(learned, masks, masked=masked)))
     now = {c.concept.slug: c.vectors for c in learned.concepts}
-    before = dict(zip(now, job.initial.chunk(len(now)), strict=True))
-    seed = derive_seed(job.seed, "samples")
     words = {c.concept.slug: alone(c.concept) for c in learned.concepts}
-    drawn = {slug: generate(model, words[slug], now, samples, seed, sampling) for slug in now}
-    drawn0 = {slug: generate(model, words[slug], before, samples, seed, sampling) for slug in now}
-    together = generate(model, job.sentence, now, samples, seed, sampling)
-    right, right0 = ({}, {}) if truth is None else _judged(job, truth, (drawn, drawn0))
-    return Evaluation(_measured(Scored(learned, masks, right, right0, masked)), drawn, drawn0, together)
+
+    def drawn(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {slug: generate(model, words[slug], vectors, samples, seed, sampling) for slug in vectors}
+
+    after, start = drawn(now), drawn(before or {})
+    together = generate(model, sentence, now, samples, seed, sampling)
+    judged = {} if not truth else _judged(sentence, truth, after, start)
+    if truth and compose:
+        judged |= _composed(model, sentence, truth, now, samples, seed, sampling)
+    return Evaluation(_measured(Scored(learned, masks, masked=masked, **judged)), after, start, together)
 
 
 def _measured(scored: Scored) -> dict[str, float]:
     return score(scored) | check(scored)
 
 
-@cache
-def _judge():
-    """The scene judge, read from disk once."""
-    from mcpl.scenes.judge import Judge
-
-    return Judge.load()
-
-
-def _judged(job: Job, truth: str, drawings: tuple[Mapping[str, Tensor], ...]) -> tuple[dict[str, float], ...]:
-    """Share of each word's pictures that show its object and nothing else. A colour that an adjective names is not
-    asked of the word."""
+def _judged(sentence: Sentence, truth: str, after: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict:
+    """What the judge says of each word's pictures, as fields of `Scored`."""
+    from mcpl.evaluation import judging
     from mcpl.scenes.scene import Scene
 
-    scene, judge = Scene.from_json(truth), _judge()
-    by_shape = {item.shape: item for item in scene.objects}
-    shares: tuple[dict[str, float], ...] = tuple({} for _ in drawings)
-    for position, concept in enumerate(job.sentence.concepts):
-        item = by_shape.get(concept.slug) or (
-            scene.objects[position] if len(scene.objects) == len(job.sentence.concepts) else None
-        )
-        if item is None:
-            continue
-        asks_colour = item.colour not in concept.adjectives
-        for share, drawing in zip(shares, drawings, strict=True):
-            readings = judge.read(drawing[concept.slug].numpy())
-            hits = [
-                len(r.objects) == 1
-                and r.objects[0].shape == item.shape
-                and (not asks_colour or r.objects[0].colour == item.colour)
-                for r in readings
-            ]
-            share[concept.slug] = sum(hits) / len(hits)
-    return shares
+    scene = Scene.from_json(truth)
+    concepts = {concept.slug: concept for concept in sentence.concepts}
+    found: dict[str, dict[str, float]] = {}
+    for suffix, drawing in (("", after), ("_step0", start)):
+        right, leak = found[f"right_object{suffix}"], found[f"leak{suffix}"] = {}, {}
+        for slug, item in judging.items(sentence, scene).items():
+            if slug in drawing:
+                readings = judging.judge().read(drawing[slug].numpy())
+                right[slug] = judging.right(concepts[slug], item, readings)
+                share = judging.leak(concepts[slug], item, scene, readings)
+                leak |= {} if share is None else {slug: share}
+    return found
+
+
+def _composed(model: BaseModel, sentence: Sentence, truth: str, now, samples: int, seed: int, sampling) -> dict:
+    from mcpl.evaluation import judging
+    from mcpl.scenes.scene import Scene
+
+    asked = judging.new_scene(sentence, Scene.from_json(truth), derive_seed(seed, "composition"))
+    if asked is None:
+        return {}
+    text, scene = asked
+    pictures = generate(model, parse(text), now, samples, seed, sampling)
+    return {"composition": judging.composed(pictures.numpy(), scene)}

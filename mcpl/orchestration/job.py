@@ -33,6 +33,7 @@ from mcpl.orchestration import threads
 from mcpl.orchestration.memory import probed_pack
 from mcpl.packing import halve
 from mcpl.prompts import parse
+from mcpl.seeds import derive_seed
 from mcpl.types import BankRow, Example, Job, LearnedConcepts, Pack, Provenance
 
 
@@ -116,7 +117,7 @@ class Runner:
             if not sentence.concepts:
                 raise NothingToLearn(f"nothing to learn in {example.text!r} with words = {self.recipe.words!r}")
         pictures = [fit(load_picture(example.image), self.model.facts.resolution) for example in examples]
-        masks = [self._masks(example) for example in examples] if self.recipe.needs_masks else ()
+        masks = [masks_of(e, self.model.facts.resolution) for e in examples] if self.recipe.needs_masks else ()
         return make_shared_job(
             self.model, id, sentences, torch.stack([to_pixels(picture) for picture in pictures]), self.recipe, masks
         )
@@ -156,11 +157,13 @@ class Runner:
             return Outcome(BankRow(example.id, example.text, "failed", self._provenance(example), reason=reason))
         evaluation = evaluate(
             self.model,
-            job,
+            job.sentence,
             learned,
-            self._masks(example),
-            example.truth,
-            self.placement.samples,
+            before=beginnings(job),
+            masks=masks_of(example, self.model.facts.resolution),
+            truth=example.truth,
+            samples=self.placement.samples,
+            seed=derive_seed(job.seed, "samples"),
             masked=self.recipe.masks_loss,
         )
         row = BankRow(
@@ -172,14 +175,6 @@ class Runner:
             metrics=evaluation.metrics,
         )
         return Outcome(row, job, learned, evaluation)
-
-    def _masks(self, example: Example) -> dict[str, Tensor]:
-        """Usable masks at the base's resolution; a damaged one only costs its own scores."""
-        picture, masks = load_picture(example.image), {}
-        for slug, png in example.masks.items():
-            with contextlib.suppress(ExampleError):
-                masks[slug] = torch.from_numpy(fit_mask(aligned_mask(png, picture), self.model.facts.resolution))
-        return masks
 
     def _provenance(self, example: Example) -> Provenance:
         return Provenance(
@@ -202,6 +197,20 @@ class Runner:
             learned_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return replace(outcome, row=row)
+
+
+def beginnings(job: Job) -> dict[str, Tensor]:
+    """slug -> the rows that its word starts from. [k, D]"""
+    return {c.slug: rows for c, rows in zip(job.concepts, job.initial.chunk(len(job.concepts)), strict=True)}
+
+
+def masks_of(example: Example, side: int) -> dict[str, Tensor]:
+    """slug -> usable mask [side, side] 0/1; a damaged one only costs its own scores."""
+    picture, masks = load_picture(example.image), {}
+    for slug, png in example.masks.items():
+        with contextlib.suppress(ExampleError):
+            masks[slug] = torch.from_numpy(fit_mask(aligned_mask(png, picture), side))
+    return masks
 
 
 def to_pixels(picture) -> Tensor:
