@@ -180,8 +180,8 @@ def first_three() -> Study:
         notes=(
             "Each cell is compared with the one before it.",
             "prompt_fidelity: cosine of a word's text-encoder output to that of the ground truth, the same picture "
-            "learned by masked Textual Inversion; mean over pairs of unequal seeds. It stands where the paper measures in "
-            "BERT's space.",
+            "learned by masked Textual Inversion; mean over pairs of unequal seeds. It stands where the paper "
+            "measures in BERT's space.",
         ),
     )
 
@@ -303,10 +303,10 @@ def generalisation() -> Study:
         notes=(
             "Each recipe is compared with `plain` on the same set; sets show other pictures, so between sets only the "
             "intervals can be compared. Tissue has no judge.",
-            "composition: both words in a new sentence, turned by a right angle and in new colours; beside_known: the first "
-            "word beside a shape that the base knows; one_twice: the second word twice; one_more: both words and a known "
-            "shape. Share of pictures that show exactly what is asked for, by the trained judge; three objects are more "
-            "than the base draws well (docs/results/ceilings.md).",
+            "composition: both words in a new sentence, turned by a right angle and in new colours; beside_known: the "
+            "first word beside a shape that the base knows; one_twice: the second word twice; one_more: both words and "
+            "a known shape. Share of pictures that show exactly what is asked for, by the trained judge; three objects "
+            "are more than the base draws well (docs/results/ceilings.md).",
         ),
     )
 
@@ -478,8 +478,8 @@ def baselines() -> Study:
         measures=("states",),
         notes=(
             "Ground truth: masked Textual Inversion of each object. prompt_fidelity: cosine to it in the text "
-            "encoder's space; image_fidelity: cosine of pictures drawn from the word alone to pictures drawn from it, in the "
-            "feature space of the scene judge, which stands where the paper has DINO and CLIP and is none of them. "
+            "encoder's space; image_fidelity: cosine of pictures drawn from the word alone to pictures drawn from "
+            "it, in the feature space of the scene judge, which stands where the paper has DINO and CLIP and is none of them. "
             "Means over all words and pairs of unequal seeds, which share no noise.",
             "Noise ceiling: the ground truth against itself learned with other seeds.",
             "Natural: unnamed-2, two new nouns; medical: tissue-2, which no judge reads.",

@@ -26,10 +26,10 @@ from mcpl.types import Example, Sentence
 
 
 def maps(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
-    """Where each word looks, before and after: slugs, and [words, m, m] in 0..1 as nested lists; of the first seed."""
+    """Where each object's word looks, before and after: slugs, and [words, m, m] in 0..1; of the first seed."""
     if learn.recipe.seed:
         return {}
-    concepts = outcome.learned.concepts
+    concepts = [c for c in outcome.learned.concepts if c.concept.is_object]
     return {
         "slugs": [c.concept.slug for c in concepts],
         "maps": [_rounded(c.attention) for c in concepts],

@@ -195,14 +195,10 @@ def _made(study: Study, rows: Sequence[Row]) -> str:
         shown += " of a dataset"
     else:
         shown += f" of {', '.join(study.sets)}, {study.split} split"
+    seeds = "1 seed" if study.seeds == 1 else f"{study.seeds} seeds"
     return (
-        (
-            f"`{command(study)}`: base {all_of('base')} `{all_of('base_digest')}`, code {all_of('commit')}, "
-            f"{all_of('hardware')}; {shown}, "
-            f"{study.seeds} seeds, {study.samples} pictures drawn of each word.\n"
-        )
-        .replace("in 1 sets", f"of {study.sets[0]}")
-        .replace("1 seeds", "1 seed")
+        f"`{command(study)}`: base {all_of('base')} `{all_of('base_digest')}`, code {all_of('commit')}, "
+        f"{all_of('hardware')}; {shown}, {seeds}, {study.samples} pictures drawn of each word.\n"
     )
 
 
@@ -261,8 +257,8 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
 
 def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     yield (
-        "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where there "
-        "is one, the mean before learning. Differences are taken picture by picture; bold where the chance of one as "
+        "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where "
+        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of one as "
         f"large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample passes "
         "a picture."
     )
