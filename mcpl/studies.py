@@ -479,8 +479,8 @@ def baselines() -> Study:
         notes=(
             "Ground truth: masked Textual Inversion of each object. prompt_fidelity: cosine to it in the text "
             "encoder's space; image_fidelity: cosine of pictures drawn from the word alone to pictures drawn from "
-            "it, in the feature space of the scene judge, which stands where the paper has DINO and CLIP and is none of them. "
-            "Means over all words and pairs of unequal seeds, which share no noise.",
+            "it, in the feature space of the scene judge, which stands where the paper has DINO and CLIP and is none "
+            "of them. Means over all words and pairs of unequal seeds, which share no noise.",
             "Noise ceiling: the ground truth against itself learned with other seeds.",
             "Natural: unnamed-2, two new nouns; medical: tissue-2, which no judge reads.",
         ),

@@ -258,8 +258,8 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
 def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where "
-        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of one as "
-        f"large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample passes "
+        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of one "
+        f"as large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample passes "
         "a picture."
     )
     if any(map(diverged, rows)):
