@@ -45,6 +45,7 @@ __all__ = [
     "members",
     "outcomes",
     "part_name",
+    "rows_of",
     "shards_of",
 ]
 
@@ -119,7 +120,7 @@ def outcomes(store: Store, name: str) -> dict[int, list[tuple[str, str]]]:
 
 def decode(data: bytes, name: str = "the bank's file") -> list[BankRow]:
     """The rows of one encoded file; ConfigError naming it where it is cut short, foreign or of a newer format."""
-    return _rows(_read(io.BytesIO(data), name))
+    return rows_of(_read(io.BytesIO(data), name))
 
 
 def decode_ids(data: bytes, name: str = "the bank's file") -> list[str]:
@@ -228,7 +229,8 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         ) from None
 
 
-def _rows(table: pa.Table) -> list[BankRow]:
+def rows_of(table: pa.Table) -> list[BankRow]:
+    """The rows of a bank's table, with or without its column `concepts`."""
     if "concepts" in table.column_names:
         concepts = _concepts(table)
         table = table.drop_columns(["concepts"])
@@ -273,6 +275,7 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
             losses={term: tuple(values) for term, values in record["losses"]},
             steps=record["steps"],
             sample_passes=record["sample_passes"],
+            kept_step=_whole(dict(record["metrics"]).get("kept_step")),
         )
     return BankRow(
         id=record["id"],
@@ -286,6 +289,10 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
         host=record["host"],
         learned_at=record["learned_at"],
     )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _concept(record: Mapping) -> LearnedConcept:
@@ -388,13 +395,13 @@ class Bank:
         """The row of a picture; KeyError naming some ids where there is none."""
         if id not in self._index():
             raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {self._some()}")
-        return _rows(self._of(id))[0]
+        return rows_of(self._of(id))[0]
 
     def rows(self, concepts: bool = True) -> Iterator[BankRow]:
         """Every row, a part at a time; without `concepts` their words are not read, which saves most of the time."""
         columns = None if concepts else [name for name in BANK.names if name != "concepts"]
         for table in self._current(columns):
-            yield from _rows(table)
+            yield from rows_of(table)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """One table of all rows, or of the named columns only."""

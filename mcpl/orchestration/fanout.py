@@ -140,16 +140,32 @@ class RunSummary:
         return self.failed / self.rows if self.rows else 0.0
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work that is fanned out: where its rows come from, and how its results are stored.
+
+    Functions of a module, so that they can be sent to workers by name. Results have the columns `id` and `status`.
+    """
+
+    opened: Callable[[str], Dataset] = Dataset.open
+    encode: Callable[[Sequence], bytes] = encode
+
+
+LEARNING = Kind()
+
+
 def run(
     config: RunConfig,
     runner: str = RUNNER,
     *,
+    kind: Kind = LEARNING,
     on_progress: Callable[[Progress], None] | None = None,
     inline: bool = False,
     wait_for_nodes: bool = False,
     verbose: bool = False,
 ) -> RunSummary:
-    """Learn what `config.output` lacks of `config.dataset`. `runner` is an import path, "module:class".
+    """Learn what `config.output` lacks of `config.dataset`. `runner` is an import path, "module:class"; `kind` says
+    what its rows are where they are not pictures to learn.
 
     Uses the Ray cluster that the process is connected to, else the one of RAY_ADDRESS, else starts one on this
     machine; `inline` starts no Ray and learns in this process. `wait_for_nodes` says that the cluster grows on demand;
@@ -160,7 +176,7 @@ def run(
     """
     started = time.monotonic()
     config = _absolute(config)
-    dataset = Dataset.open(config.dataset)
+    dataset = kind.opened(config.dataset)
     store = open_store(config.output)
     check_identity(store, config, runner)
     plan = plans.open_plan(store, dataset, config.recipe, config.placement.shard_size)
@@ -191,7 +207,7 @@ def run(
 
     if len(tallies) == len(sizes):
         return summary(tallies)
-    orders = Orders(config.dataset, config.output, config.recipe, config.placement, runner)
+    orders = Orders(config.dataset, config.output, config.recipe, config.placement, runner, kind)
     workers = 1 if inline else _useful_workers(config.placement, len(sizes) - len(tallies))
     meter = Meter(started, sum(sizes.values()), on_progress)
     with _in_process(orders) if inline else _on_ray(orders, workers, wait_for_nodes, verbose) as (board, task):
@@ -235,6 +251,7 @@ class Orders:
     recipe: Recipe
     placement: Placement
     runner: str
+    kind: Kind = LEARNING
 
 
 def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | None] = lambda: None) -> None:
@@ -259,7 +276,7 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
 
 
 def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
-    dataset = Dataset.open(orders.dataset)
+    dataset = orders.kind.opened(orders.dataset)
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
     threads = {"threads": orders.placement.worker_threads}
     runner = import_runner(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
@@ -275,16 +292,16 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
             time.sleep(WAIT_SECONDS)
             continue
         pulse.begin(shard.number)
-        finished = shard.number, _existing(store, shard) or _learn(store, shard, dataset, runner, pulse)
+        finished = shard.number, _existing(store, shard) or _learn(store, shard, dataset, runner, pulse, orders.kind)
     board.leave(me, *finished)
 
 
-def _learn(store: Store, shard: Shard, dataset: Dataset, runner: Runner, pulse: _Pulse) -> Tally:
+def _learn(store: Store, shard: Shard, dataset: Dataset, runner: Runner, pulse: _Pulse, kind: Kind) -> Tally:
     """Learn a shard's pictures and commit its part; the tally is of the part that is in storage afterwards."""
     rows = runner(_read(dataset, shard), pulse.on_done)
     if [row.id for row in rows] != list(shard.ids):
         raise RuntimeError(f"{type(runner).__name__} returned other rows than it was given for {shard.part}")
-    if store.put_if_absent(shard.part, encode(rows)):
+    if store.put_if_absent(shard.part, kind.encode(rows)):
         return Tally.of(row.status for row in rows)
     return plans.tally_part(store, shard.number)
 

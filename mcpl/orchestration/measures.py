@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mcpl.evaluation import judging
-from mcpl.evaluation.sampling import generate
+from mcpl.evaluation.sampling import generate, spoken
 from mcpl.orchestration.job import Outcome, Runner
 from mcpl.prompts import said
 from mcpl.scenes.grammar import caption
@@ -43,8 +43,6 @@ def states(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
     The features are the scene judge's, the only ones that are there offline. Two such means multiplied are the mean
     cosine over all pairs of pictures.
     """
-    from mcpl.evaluation.sampling import spoken
-
     words = [c for c in outcome.learned.concepts if c.concept.is_object]
     vectors = {c.concept.slug: c.vectors for c in words}
     found = {

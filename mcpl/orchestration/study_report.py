@@ -258,9 +258,9 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
 def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where "
-        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of one "
-        f"as large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample passes "
-        "a picture."
+        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of "
+        f"one as large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample "
+        "passes a picture."
     )
     if any(map(diverged, rows)):
         yield "A picture whose words diverged counts 0 in what is hit, and has no loss."
@@ -272,6 +272,8 @@ def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
         yield f"**Not learned:** {', '.join(missing)}."
     if len({row.get("base_digest") for row in rows}) > 1:
         yield "**Rows of several bases: nothing here can be compared.**"
+    if study.seeds == 1 and set(SIMILARITIES) & set(study.metrics):
+        yield "With one seed there is no noise ceiling, and pictures are compared with pictures of the same noise."
     if study.steps is not None:
         yield f"Every recipe for {study.steps} steps only."
 
