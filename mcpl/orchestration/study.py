@@ -151,11 +151,13 @@ class Grid:
         self._kept.ask(asked)
         return asked
 
-    def end(self, result: Result) -> None:
-        if result.state == "failed":
+    def end(self, result: Result) -> bool:
+        """Keep how a cell ended, unless it failed."""
+        if failed := result.state == "failed":
             self.failed[str(result.values["cell"])] = result.reason
         else:
             self._kept.end(result)
+        return not failed
 
 
 def _name(cells: Sequence[Cell]) -> str:

@@ -201,7 +201,7 @@ class Search:
         self._trials.ask(asked)
         return asked
 
-    def end(self, result: Result) -> None:
+    def end(self, result: Result) -> bool:
         """Keep how a trial ended, and learn from it."""
         self._trials.end(result)
         trial = self._open.pop(result.number)
@@ -209,6 +209,7 @@ class Search:
         if state.name == "PRUNED" and not self.space.cost and result.score is not None:
             trial.report(result.score, len(result.reports))
         self.study.tell(trial, values, state)
+        return True
 
     def _remember(self, result: Result) -> None:
         from optuna.trial import create_trial

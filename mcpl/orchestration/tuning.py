@@ -60,8 +60,8 @@ class Asks(Protocol):
     """Chooses the trials."""
 
     def ask(self) -> Asked: ...
-    def end(self, result: Result) -> None:
-        """Keep how a trial ended."""
+    def end(self, result: Result) -> bool:
+        """Keep how a trial ended; whether it is kept, so that it is not tried again."""
         ...
 
 
@@ -220,8 +220,8 @@ class Following(tune.Callback):
             round(time.monotonic() - self._started.pop(number, time.monotonic()), 2), reason, reports,
             (trial.last_result or {}).get("rows", ()),
         )  # fmt: skip
-        self._asks.end(result)
-        if self._record.end(result):  # else the same command tells it again, from the store: a spool may be lost
+        kept = self._asks.end(result)
+        if self._record.end(result) and kept:  # else the same command tells it again: a spool may be lost
             self._kept.mark_told(number)
         self._board.end(result)
 

@@ -13,7 +13,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.orchestration import study as module
 from mcpl.orchestration import study_report as report
-from mcpl.orchestration.trials import Trials
+from mcpl.orchestration.trials import Result, Trials
 from mcpl.studies import Size, build
 from tests.orchestration import sweep_stub
 from tests.orchestration.scenario import Scenario
@@ -55,6 +55,18 @@ def test_a_folder_holds_one_study(asked, tmp_path):
     Trials(store, module.StudyPlan(study))
     with pytest.raises(ConfigError, match=r"another study \(study.seeds was 2 and is 3\)"):
         Trials(store, module.StudyPlan(study.model_copy(update={"seeds": 3})))
+
+
+def test_a_cell_that_failed_is_told_and_asked_again(asked, tmp_path):
+    study, _ = asked
+    kept = Trials(open_store(str(tmp_path / "out")), module.StudyPlan(study))
+    grid = module.Grid(kept, study)
+    first, second = grid.ask(), grid.ask()
+    assert not grid.end(Result(first.number, first.values, "failed", reason="no luck"))
+    assert grid.end(Result(second.number, second.values, "finished"))
+    assert grid.failed == {first.values["cell"]: "no luck"} and grid.left == 8
+    again = module.Grid(kept, study)
+    assert again.left == 9 and again.ask() == first
 
 
 def test_uses_of_the_test_split_are_noted(tmp_path, monkeypatch):
