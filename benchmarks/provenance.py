@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mcpl.models.stable_diffusion import files_digest
-from mcpl.orchestration.job import commit
+from mcpl.orchestration.job import commit, processor
 
 LOAD = round(os.getloadavg()[0], 2)
 """processes that wanted a core in the minute before this one began: figures of time want it near 0"""
@@ -36,7 +36,7 @@ def machine(module: str) -> dict[str, Any]:
         "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
         "commit": commit(),
         "hardware": {
-            "cpu": _cpu(),
+            "cpu": processor(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
@@ -56,13 +56,3 @@ def say(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
-
-
-def _cpu() -> str:
-    """The processor's model name, as far as the system tells it."""
-    told = Path("/proc/cpuinfo")
-    if told.exists():
-        for line in told.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -34,6 +34,8 @@ from PIL import Image
 
 from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import mask_png, picture_png
+from mcpl.evaluation import statistics
+from mcpl.evaluation.statistics import Difference, interval
 from mcpl.models import catalogue
 from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
@@ -56,7 +58,6 @@ REPORTED = {
 COMPARED = ("right_object", "assignment", "iou_final", "fixed_noise_loss")
 REFERENCE = "paper"
 """what every other recipe of a table is compared with"""
-RESAMPLES = 4000
 
 Row = Mapping[str, object]
 
@@ -166,27 +167,16 @@ def recorded(raw: Path) -> Iterator[Row]:
 
 def by_picture(rows: Iterable[Row], metric: str) -> dict[str, float]:
     """Mean over the seeds of each picture that has the metric; a set told otherwise (`-bare`) shows the same ones."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row.get(metric) is not None:
-            values.setdefault(row["id"].replace("-bare-", "-"), []).append(float(row[metric]))
-    return {id: float(np.mean(own)) for id, own in values.items()}
+    return statistics.by_picture(
+        (row["id"].replace("-bare-", "-"), row[metric]) for row in rows if row.get(metric) is not None
+    )
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and its 95 % interval over pictures, by bootstrap."""
-    array = np.asarray(values, float)
-    if not len(array):
-        return (float("nan"),) * 3
-    drawn = np.random.default_rng(seed).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
-    return float(array.mean()), float(low), float(high)
-
-
-def difference(rows: Sequence[Row], first: str, second: str, metric: str) -> tuple[float, float, float]:
-    """first - second, picture by picture, with its interval."""
-    a, b = (by_picture((row for row in rows if row["recipe"] == which), metric) for which in (first, second))
-    return interval([a[id] - b[id] for id in sorted(a.keys() & b.keys())])
+def difference(rows: Sequence[Row], first: str, second: str, metric: str) -> Difference:
+    """first - second, picture by picture."""
+    return statistics.difference(
+        *(by_picture((row for row in rows if row["recipe"] == which), metric) for which in (first, second))
+    )
 
 
 def speed(rows: Sequence[Row], label: str, against: str) -> tuple[float | None, float | None]:
@@ -234,7 +224,7 @@ def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
         print("|---" * (len(COMPARED) + 1) + "|", file=out)
         for label in labels:
             if REFERENCE in labels and label != REFERENCE:
-                cells = (_told(difference(own, label, REFERENCE, REPORTED[c])) for c in COMPARED)
+                cells = (str(difference(own, label, REFERENCE, REPORTED[c]).interval) for c in COMPARED)
                 print(f"| {label} - {REFERENCE} | " + " | ".join(cells) + " |", file=out)
         print(file=out)
         seen = {k for row in own for k in row if k.startswith("sign_")}
@@ -248,7 +238,7 @@ def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
 
 def _line(label: str, rows: Sequence[Row]) -> str:
     def told(metric: str) -> str:
-        return _told(interval(list(by_picture(rows, metric).values())))
+        return str(interval(list(by_picture(rows, metric).values())))
 
     def mean(metric: str) -> str:
         values = list(by_picture(rows, metric).values())
@@ -260,11 +250,6 @@ def _line(label: str, rows: Sequence[Row]) -> str:
         f"{mean('attention_iou_best_permutation')}) | {told('fixed_noise_loss')} ({mean('fixed_noise_loss_step0')}) | "
         f"{mean('steps')} | {mean('passes')} |"
     )
-
-
-def _told(values: tuple[float, float, float]) -> str:
-    mean, low, high = values
-    return "-" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:

@@ -258,7 +258,7 @@ def test_15_monitoring_pictures_use_the_real_sentence(tiny, pixels, monkeypatch)
         model, sentence, *rest))  # fmt: skip
     job = a_job(tiny, pixels)
     (result,) = Learner(tiny, Pack((job,)), SHARP.model_copy(update={"steps": 1})).run()
-    module.evaluate(tiny, job, result, {}, None, 1)
+    module.evaluate(tiny, job.sentence, result, samples=1)
     assert job.sentence in drawn and plain(job.sentence) == "a red star left of a blue ring on a grey ground"
 
 

@@ -13,6 +13,7 @@ from mcpl.cli.bank import bank_app, publish
 from mcpl.cli.concepts import concepts_app
 from mcpl.cli.dataset import dataset_app
 from mcpl.cli.edit import edit
+from mcpl.cli.evaluate import evaluate
 from mcpl.cli.generate import generate
 from mcpl.cli.learn import explain, learn
 from mcpl.cli.plan import plan
@@ -23,7 +24,7 @@ from mcpl.cli.terminal import run
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-COMMANDS = (learn, explain, generate, edit, show, report, plan, publish)
+COMMANDS = (learn, explain, generate, edit, show, evaluate, report, plan, publish)
 GROUPS = {"dataset": dataset_app, "bank": bank_app, "concepts": concepts_app}
 
 app = typer.Typer(

@@ -19,10 +19,10 @@ bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show t
 @bank_app.command("info")
 def bank_info(bank: Annotated[str, typer.Argument(help="Bank folder, file or URI.")]) -> None:
     """Counts, recipes, bases and mean scores of a bank."""
-    from mcpl.data.bank import Bank
+    from mcpl.data.scores import ScoredBank
     from mcpl.data.storage import byte_size
 
-    opened = Bank.open(bank)
+    opened = ScoredBank.open(bank)
     summary, table = opened.summary(), Table(show_header=False, title=escape(bank), title_justify="left")
     counts = ", ".join(f"{count} {status}" for status, count in summary.status.items())
     table.add_row("pictures", f"{summary.rows} ({counts})")
@@ -55,13 +55,13 @@ def bank_show(
     model: Model = None,
 ) -> None:
     """A table of pictures and words, and one PNG: where each word looks and what it draws."""
-    from mcpl.data.bank import Bank
+    from mcpl.data.scores import ScoredBank
     from mcpl.data.sources import Dataset
     from mcpl.models import catalogue
     from mcpl.orchestration.showing import shown_rows
     from mcpl.report.figures import results_sheet
 
-    opened = Bank.open(bank)
+    opened = ScoredBank.open(bank)
     base = catalogue.load(model or next(opened.rows()).provenance.base, device="cpu") if samples else None
     shown = list(shown_rows(opened, Dataset.open(dataset), count, base, samples))
     if not shown:
@@ -192,10 +192,10 @@ def bank_card(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Markdown file to write; else it is printed.")] = None,
 ) -> None:
     """What was learned, on which base, how well and how to use it: a model card in Markdown."""
-    from mcpl.data.bank import Bank
     from mcpl.data.card import card
+    from mcpl.data.scores import ScoredBank
 
-    text = card(Bank.open(bank).rows())
+    text = card(ScoredBank.open(bank).rows())
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)

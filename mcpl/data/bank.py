@@ -45,6 +45,7 @@ __all__ = [
     "members",
     "outcomes",
     "part_name",
+    "rows_of",
     "shards_of",
 ]
 
@@ -119,7 +120,7 @@ def outcomes(store: Store, name: str) -> dict[int, list[tuple[str, str]]]:
 
 def decode(data: bytes, name: str = "the bank's file") -> list[BankRow]:
     """The rows of one encoded file; ConfigError naming it where it is cut short, foreign or of a newer format."""
-    return _rows(_read(io.BytesIO(data), name))
+    return rows_of(_read(io.BytesIO(data), name))
 
 
 def decode_ids(data: bytes, name: str = "the bank's file") -> list[str]:
@@ -232,7 +233,8 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def _rows(table: pa.Table) -> list[BankRow]:
+def rows_of(table: pa.Table) -> list[BankRow]:
+    """The rows of a bank's table, with or without its column `concepts`."""
     if "concepts" in table.column_names:
         concepts = _concepts(table)
         table = table.drop_columns(["concepts"])
@@ -277,6 +279,7 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
             losses={term: tuple(values) for term, values in record["losses"]},
             steps=record["steps"],
             sample_passes=record["sample_passes"],
+            kept_step=_whole(dict(record["metrics"]).get("kept_step")),
         )
     return BankRow(
         id=record["id"],
@@ -291,6 +294,10 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
         learned_at=record["learned_at"],
         pictures=tuple(GroupPicture(**one | {"words": tuple(one["words"])}) for one in record["pictures"] or ()),
     )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _concept(record: Mapping) -> LearnedConcept:
@@ -398,7 +405,7 @@ class Bank:
         there is none."""
         if (own := self.row_id(id)) is None:
             raise KeyError(f"the bank at {self.uri} has no picture {id!r}; it has {self._some()}")
-        return _rows(self._of(own))[0]
+        return rows_of(self._of(own))[0]
 
     def row_id(self, id: str) -> str | None:
         """The id of a picture's row: its own, else its group's name; None where the bank has neither."""
@@ -414,7 +421,7 @@ class Bank:
         """Every row, a part at a time; without `concepts` their words are not read, which saves most of the time."""
         columns = None if concepts else [name for name in BANK.names if name != "concepts"]
         for table in self._current(columns):
-            yield from _rows(table)
+            yield from rows_of(table)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """One table of all rows, or of the named columns only."""

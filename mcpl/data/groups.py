@@ -53,7 +53,8 @@ def places(dataset: Dataset) -> dict[str, tuple[ShardRef, ...]]:
 
 def read(dataset: Dataset, refs: Iterable[ShardRef]) -> list[Example | Group]:
     """The jobs of which something lies there; of a group that much."""
-    return gathered(example for ref in refs for example in dataset.read(ref))
+    rows = (row for ref in refs for row in dataset.read(ref))
+    return gathered(rows) if "group" in dataset.columns else list(rows)
 
 
 def every(dataset: Dataset) -> Iterator[Example | Group]:

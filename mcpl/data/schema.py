@@ -106,3 +106,32 @@ UNCOMPARED_COLUMNS = tuple(UNCOMPARED.names)
 BANK_VERSION = 2
 VERSION_KEY = b"mcpl.bank.version"
 BANK = pa.schema([*COMPARED, *UNCOMPARED], metadata={VERSION_KEY: str(BANK_VERSION).encode()})
+
+FEATURES = pa.struct(
+    [
+        ("of", pa.string()),  # a word's slug, "*together" for the whole sentence, "*picture" for what was learned from
+        ("space", pa.string()),  # "text", or a name of models.features.FEATURES; "_step0" behind it: before learning
+        ("count", pa.int32()),  # n vectors: as many as pictures
+        ("values", pa.binary()),  # [n * width] little-endian float32
+    ]
+)
+SCORES_VERSION = 1
+SCORES_VERSION_KEY = b"mcpl.scores.version"
+SCORES = pa.schema(
+    [
+        ("id", pa.string()),
+        ("status", pa.string()),  # learned (that is: scored) or failed, the words of a bank
+        ("reason", pa.string()),
+        ("key", pa.string()),  # of the bank's row that was scored
+        ("metrics", pa.map_(pa.string(), pa.float64())),
+        ("features", pa.list_(FEATURES)),
+        ("evaluation", pa.string()),  # fingerprint of what decides the scores
+        ("base_digest", pa.string()),
+        ("commit", pa.string()),
+        ("seconds", pa.float64()),
+        ("host", pa.string()),
+        ("scored_at", pa.string()),
+    ],
+    metadata={SCORES_VERSION_KEY: str(SCORES_VERSION).encode()},
+)
+"""What is scored of a bank's rows after they were learned: beside the bank, in _scores/EVALUATION."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -13,11 +11,20 @@ from mcpl.evaluation.metrics import Scored, score
 from mcpl.evaluation.sampling import Sampling, alone, generate
 from mcpl.evaluation.signs import check
 from mcpl.models.base import BaseModel
+from mcpl.prompts import parse
 from mcpl.seeds import derive_seed
-from mcpl.types import Job, LearnedConcepts
+from mcpl.types import LearnedConcepts, Sentence
 
-if TYPE_CHECKING:
-    from mcpl.scenes.scene import SceneObject
+
+@dataclass(frozen=True)
+class Given:
+    """A picture that words were learned from, as far as scores need it."""
+
+    sentence: Sentence
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    """slug -> [H, W] 0/1"""
+    truth: str | None = None
+    """the rendered scene as JSON"""
 
 
 @dataclass(frozen=True)
@@ -35,35 +42,43 @@ class Evaluation:
 
 def evaluate(
     model: BaseModel,
-    job: Job,
+    sentence: Sentence,
     learned: LearnedConcepts,
-    masks: Mapping[str, Tensor],
-    truth: str | None,
-    samples: int,
+    *,
+    before: Mapping[str, Tensor] | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    truth: str | None = None,
+    samples: int = 0,
+    seed: int = 0,
     sampling: Sampling = Sampling(),
     masked: bool = False,
-    further: Sequence[tuple[Mapping[str, Tensor], str | None]] = (),
+    compose: bool = False,
+    further: Sequence[Given] = (),
 ) -> Evaluation:
     """Metrics and failure signs of one picture, and `samples` pictures of each word (none are drawn for 0).
 
     Of a group, a metric is the mean over the pictures where it applies, and a sign is seen where one of them shows it.
 
-    masks: slug -> [H, W] 0/1; truth: the rendered scene's JSON, where the picture is one: only then is there a judge
-    who can say whether a picture shows the right object; masked: whether the recipe masked the loss; further: masks
-    and truth of a group's other pictures, in order.
+    before: slug -> [k, D] that the words started from, where it is known; masks: slug -> [H, W] 0/1; truth: the
+    rendered scene's JSON, where the picture is one: only then is there a judge who can say whether a picture shows the
+    right object; seed: of the noise, the same for every word; masked: whether the recipe masked the loss; compose: draw
+    the words together in a new sentence too, for the judge; further: a group's other pictures, in order.
     """
-    masks_of, truths = zip((masks, truth), *further, strict=True)
+    pictures = (Given(sentence, masks or {}, truth), *further)
     if not samples:
-        return Evaluation(_measured(learned, masks_of, masked))
+        return Evaluation(_measured(learned, pictures, masked))
     now = {c.concept.slug: c.vectors for c in learned.concepts}
-    before = dict(zip(now, job.initial.chunk(len(now)), strict=True))
-    seed = derive_seed(job.seed, "samples")
     words = {c.concept.slug: alone(c.concept) for c in learned.concepts}
-    drawn = {slug: generate(model, words[slug], now, samples, seed, sampling) for slug in now}
-    drawn0 = {slug: generate(model, words[slug], before, samples, seed, sampling) for slug in now}
-    together = generate(model, job.sentence, now, samples, seed, sampling)
-    right, right0 = _judged(job, truths, (drawn, drawn0)) if any(truths) else ({}, {})
-    return Evaluation(_measured(learned, masks_of, masked, right, right0), drawn, drawn0, together)
+
+    def drawn(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {slug: generate(model, words[slug], vectors, samples, seed, sampling) for slug in vectors}
+
+    after, start = drawn(now), drawn(before or {})
+    together = generate(model, sentence, now, samples, seed, sampling)
+    judged = _judged(pictures, after, start)
+    if truth and compose:
+        judged |= _composed(model, sentence, truth, now, samples, seed, sampling)
+    return Evaluation(_measured(learned, pictures, masked, judged), after, start, together)
 
 
 def signs(learned: LearnedConcepts, masked: bool) -> dict[str, float]:
@@ -73,14 +88,10 @@ def signs(learned: LearnedConcepts, masked: bool) -> dict[str, float]:
 
 
 def _measured(
-    learned: LearnedConcepts,
-    masks: Sequence[Mapping[str, Tensor]],
-    masked: bool,
-    right: Mapping[str, float] | None = None,
-    right0: Mapping[str, float] | None = None,
+    learned: LearnedConcepts, pictures: Sequence[Given], masked: bool, judged: Mapping[str, dict[str, float]] = {}
 ) -> dict[str, float]:
     """Every metric and sign that applies, over the pictures of a job."""
-    seen = [Scored(learned.of_picture(n), own, right or {}, right0 or {}, masked) for n, own in enumerate(masks)]
+    seen = [Scored(learned.of_picture(n), own.masks, masked=masked, **judged) for n, own in enumerate(pictures)]
     if len(seen) == 1:
         return score(seen[0]) | check(seen[0])
     return _together(map(score, seen), _mean) | _together(map(check, seen), max)
@@ -98,47 +109,39 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-@cache
-def _judge():
-    """The scene judge, read from disk once."""
-    from mcpl.scenes.judge import Judge
-
-    return Judge.load()
-
-
-def _judged(
-    job: Job, truths: Sequence[str | None], drawings: tuple[Mapping[str, Tensor], ...]
-) -> tuple[dict[str, float], ...]:
-    """Share of each word's pictures that show its object and nothing else. A colour that an adjective names is not
-    asked of the word."""
-    judge, items = _judge(), _items(job, truths)
-    shares: tuple[dict[str, float], ...] = tuple({} for _ in drawings)
-    for index, item in items.items():
-        concept = job.concepts[index]
-        asks_colour = item.colour not in concept.adjectives
-        for share, drawing in zip(shares, drawings, strict=True):
-            readings = judge.read(drawing[concept.slug].numpy())
-            hits = [
-                len(r.objects) == 1
-                and r.objects[0].shape == item.shape
-                and (not asks_colour or r.objects[0].colour == item.colour)
-                for r in readings
-            ]
-            share[concept.slug] = sum(hits) / len(hits)
-    return shares
-
-
-def _items(job: Job, truths: Sequence[str | None]) -> dict[int, SceneObject]:
-    """Concept -> its object in the first picture whose truth shows it: that of its name, else that of its place."""
+def _judged(pictures: Sequence[Given], after: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict:
+    """What the judge says of each word's pictures, as fields of `Scored`; of several pictures of the training set the
+    first that shows a word's object says what it is. Nothing where no truth is known."""
+    if not any(given.truth for given in pictures):
+        return {}
+    from mcpl.evaluation import judging
     from mcpl.scenes.scene import Scene
 
-    found: dict[int, SceneObject] = {}
-    for look, truth in zip(job.looks, truths, strict=True):
-        scene = Scene.from_json(truth) if truth else None
-        names = dict.fromkeys(word.concept for word in look.sentence.words if word.role == "placeholder")
-        for place, index in enumerate(names if scene else ()):
-            by_shape = {item.shape: item for item in scene.objects}
-            by_place = scene.objects[place] if len(scene.objects) == len(names) else None
-            if item := by_shape.get(job.concepts[index].slug) or by_place:
-                found.setdefault(index, item)
+    asked: dict[str, tuple] = {}
+    for given in pictures:
+        if given.truth:
+            scene, concepts = Scene.from_json(given.truth), {c.slug: c for c in given.sentence.concepts}
+            for slug, item in judging.items(given.sentence, scene).items():
+                asked.setdefault(slug, (concepts[slug], item, scene))
+    found: dict[str, dict[str, float]] = {}
+    for suffix, drawing in (("", after), ("_step0", start)):
+        right, leak = found[f"right_object{suffix}"], found[f"leak{suffix}"] = {}, {}
+        for slug, (concept, item, scene) in asked.items():
+            if slug in drawing:
+                readings = judging.judge().read(drawing[slug].numpy())
+                right[slug] = judging.right(concept, item, readings)
+                share = judging.leak(concept, item, scene, readings)
+                leak |= {} if share is None else {slug: share}
     return found
+
+
+def _composed(model: BaseModel, sentence: Sentence, truth: str, now, samples: int, seed: int, sampling) -> dict:
+    from mcpl.evaluation import judging
+    from mcpl.scenes.scene import Scene
+
+    asked = judging.new_scene(sentence, Scene.from_json(truth), derive_seed(seed, "composition"))
+    if asked is None:
+        return {}
+    text, scene = asked
+    pictures = generate(model, parse(text), now, samples, seed, sampling)
+    return {"composition": judging.composed(pictures.numpy(), scene)}

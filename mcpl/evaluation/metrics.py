@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mcpl.evaluation.similarity import pairwise
 from mcpl.objectives.attention import binarise, iou
 from mcpl.types import LearnedConcepts
 
@@ -32,6 +33,11 @@ class Scored:
     right_object: Mapping[str, float] = field(default_factory=dict)
     """slug -> share of its own pictures that show its object and nothing else, by a judge"""
     right_object_step0: Mapping[str, float] = field(default_factory=dict)
+    leak: Mapping[str, float] = field(default_factory=dict)
+    """slug -> share of its own pictures that show what belongs to another object, by a judge"""
+    leak_step0: Mapping[str, float] = field(default_factory=dict)
+    composition: float | None = None
+    """share of pictures of two words in a new sentence that show both as asked, by a judge"""
     masked: bool = False
     """whether the recipe masked the loss"""
 
@@ -125,6 +131,21 @@ def right_object_step0(scored: Scored) -> float | None:
     return _mean(scored.right_object_step0)
 
 
+def leak(scored: Scored) -> float | None:
+    """Share of pictures made from each word alone that show another object's shape, or a colour of another's."""
+    return _mean(scored.leak)
+
+
+def leak_step0(scored: Scored) -> float | None:
+    """The same with the initialiser alone."""
+    return _mean(scored.leak_step0)
+
+
+def composition(scored: Scored) -> float | None:
+    """Share of pictures of a new sentence with two of the words that show all it says and nothing else."""
+    return scored.composition
+
+
 def fixed_noise_loss(scored: Scored) -> float | None:
     """Denoising loss of the training picture on fixed noise that training never used, of the words that were kept."""
     return scored.learned.kept.fixed_noise_loss
@@ -138,6 +159,12 @@ def fixed_noise_loss_step0(scored: Scored) -> float | None:
 def prompt_similarity(scored: Scored) -> float | None:
     """Largest cosine similarity of two words' text-encoder outputs: near 1 means that they collapsed."""
     return scored.learned.kept.prompt_similarity if len(scored.learned.concepts) > 1 else None
+
+
+def word_similarity(scored: Scored) -> float | None:
+    """Mean cosine similarity of every two words' own vectors (their means), before any text encoder: 0 is best."""
+    words = [word.vectors.float().mean(dim=0) for word in scored.learned.concepts]
+    return float(pairwise(torch.stack(words).numpy()).mean()) if len(words) > 1 else None
 
 
 def kept_step(scored: Scored) -> float | None:
@@ -159,6 +186,10 @@ METRICS: dict[str, Callable[[Scored], float | None]] = {
         pointing_game,
         right_object_step0,
         right_object,
+        leak_step0,
+        leak,
+        composition,
+        word_similarity,
         prompt_similarity,
         kept_step,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mcpl.errors import ConfigError
 from mcpl.models.base import BaseModel
-from mcpl.prompts import parse, tokenize
+from mcpl.prompts import parse, tokenize, word_positions
 from mcpl.settings import Settings
 from mcpl.types import Concept, Conditioning, Sentence
 
@@ -20,6 +20,9 @@ class Sampling(Settings):
     steps: int = 20
     guidance: float = 3.0
 
+
+DRAWN = 8
+"""pictures drawn at once: bounds the memory"""
 
 ALONE = "a <{slug}>"
 """The sentence in which a word stands alone."""
@@ -45,8 +48,12 @@ def generate(
     on the same noise. Raises ConfigError for a word that is not among them, or was learned for another base.
     """
     noise = torch.randn((n, *model.facts.latent_shape), generator=torch.Generator().manual_seed(seed))
-    given = repeated(condition(model, sentence, vectors), n)
-    return model.decode_latents(model.sample(noise, given, model.unconditional(), sampling.steps, sampling.guidance))
+    given, nothing = condition(model, sentence, vectors), model.unconditional()
+    drawn = [
+        model.decode_latents(model.sample(some, repeated(given, len(some)), nothing, sampling.steps, sampling.guidance))
+        for some in noise.split(DRAWN)
+    ]
+    return torch.cat(drawn)
 
 
 @torch.no_grad()
@@ -59,6 +66,22 @@ def condition(model: BaseModel, sentence: Sentence, vectors: Mapping[str, Tensor
     learned = torch.cat(own) if own else torch.empty(0, model.facts.width, device=model.device)
     prompt = tokenize(sentence, model.vocabulary, [len(rows) for rows in own], templates=("{}",))
     return model.encode_prompts(prompt.token_ids.to(model.device), prompt.slot_ids.to(model.device), learned)
+
+
+@torch.no_grad()
+def spoken(model: BaseModel, concept: Concept, vectors: Mapping[str, Tensor]) -> Tensor:
+    """What the text encoder makes of a word by itself, in `ALONE`: the mean over its vectors' places of the last layer,
+    which is what the U-Net attends to. [D'] float32"""
+    sentence = alone(concept)
+    hidden = condition(model, sentence, vectors).hidden[0]
+    (at,) = (
+        places
+        for word, places in zip(
+            sentence.words, word_positions(sentence, model.vocabulary, len(vectors[concept.slug])), strict=True
+        )
+        if word.role == "placeholder"
+    )
+    return hidden[list(at)].mean(dim=0).float().cpu()
 
 
 def repeated(conditioning: Conditioning, n: int) -> Conditioning:

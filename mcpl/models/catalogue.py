@@ -101,7 +101,7 @@ def load(
     if revision:
         entry = replace(entry, revision=revision)
     try:
-        with _quiet():
+        with quiet():
             directory = Path(entry.source) if Path(entry.source).is_dir() else _downloaded(entry)
             check_files(directory)
             kind = _check_kind(_kind(directory), entry.source)
@@ -170,7 +170,7 @@ def _check_kind(kind: str, source: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Loading says what is wrong by raising; the libraries' advice and bars are for their own users."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

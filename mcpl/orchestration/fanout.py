@@ -142,16 +142,32 @@ class RunSummary:
         return self.failed / self.rows if self.rows else 0.0
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of work that is fanned out: where its rows come from, and how its results are stored.
+
+    Functions of a module, so that they can be sent to workers by name. Results have the columns `id` and `status`.
+    """
+
+    opened: Callable[[str], Dataset] = Dataset.open
+    encode: Callable[[Sequence], bytes] = encode
+
+
+LEARNING = Kind()
+
+
 def run(
     config: RunConfig,
     runner: str = RUNNER,
     *,
+    kind: Kind = LEARNING,
     on_progress: Callable[[Progress], None] | None = None,
     inline: bool = False,
     wait_for_nodes: bool = False,
     verbose: bool = False,
 ) -> RunSummary:
-    """Learn what `config.output` lacks of `config.dataset`. `runner` is an import path, "module:class".
+    """Learn what `config.output` lacks of `config.dataset`. `runner` is an import path, "module:class"; `kind` says
+    what its rows are where they are not pictures to learn.
 
     Uses the Ray cluster that the process is connected to, else the one of RAY_ADDRESS, else starts one on this
     machine; `inline` starts no Ray and learns in this process. `wait_for_nodes` says that the cluster grows on demand;
@@ -162,7 +178,7 @@ def run(
     """
     started = time.monotonic()
     config = _absolute(config)
-    dataset = Dataset.open(config.dataset)
+    dataset = kind.opened(config.dataset)
     store = open_store(config.output)
     check_identity(store, config, runner)
     plan = plans.open_plan(store, dataset, config.recipe, config.placement.shard_size)
@@ -193,7 +209,7 @@ def run(
 
     if len(tallies) == len(sizes):
         return summary(tallies)
-    orders = Orders(config.dataset, config.output, config.recipe, config.placement, runner)
+    orders = Orders(config.dataset, config.output, config.recipe, config.placement, runner, kind)
     workers = 1 if inline else _useful_workers(config.placement, len(sizes) - len(tallies))
     meter = Meter(started, sum(sizes.values()), on_progress)
     with _in_process(orders) if inline else _on_ray(orders, workers, wait_for_nodes, verbose) as (board, task):
@@ -237,6 +253,7 @@ class Orders:
     recipe: Recipe
     placement: Placement
     runner: str
+    kind: Kind = LEARNING
 
 
 def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | None] = lambda: None) -> None:
@@ -261,7 +278,7 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
 
 
 def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
-    data = _Jobs(orders.dataset)
+    data = _Jobs(orders.kind.opened(orders.dataset))
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
     threads = {"threads": orders.placement.worker_threads}
     runner = import_runner(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
@@ -277,16 +294,16 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
             time.sleep(WAIT_SECONDS)
             continue
         pulse.begin(shard.number)
-        finished = shard.number, _existing(store, shard) or _learn(store, shard, data, runner, pulse)
+        finished = shard.number, _existing(store, shard) or _learn(store, shard, data, runner, pulse, orders.kind)
     board.leave(me, *finished)
 
 
-def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Pulse) -> Tally:
+def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Pulse, kind: Kind) -> Tally:
     """Learn a shard's jobs and commit its part; the tally is of the part that is in storage afterwards."""
     rows = runner(data.read(shard), pulse.on_done)
     if [row.id for row in rows] != list(shard.ids):
         raise RuntimeError(f"{type(runner).__name__} returned other rows than it was given for {shard.part}")
-    if store.put_if_absent(shard.part, encode(rows)):
+    if store.put_if_absent(shard.part, kind.encode(rows)):
         return Tally.of(row.status for row in rows)
     return plans.tally_part(store, shard.number)
 
@@ -294,8 +311,8 @@ def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Puls
 class _Jobs:
     """The dataset as a worker reads it: planned pictures and groups, in the planned order."""
 
-    def __init__(self, uri: str):
-        self._dataset = Dataset.open(uri)
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
         self._sizes = groups.sizes(self._dataset) if "group" in self._dataset.columns else {}
 
     def read(self, shard: Shard) -> list[Example | Group]:
@@ -320,7 +337,7 @@ class _Jobs:
         return {
             job.id: job
             for job in groups.read(self._dataset, refs)
-            if job.id in wanted and (isinstance(job, Example) or len(job.pictures) == self._sizes[job.id])
+            if job.id in wanted and (not isinstance(job, Group) or len(job.pictures) == self._sizes[job.id])
         }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 import os
+import platform
 import socket
 import subprocess
 import time
@@ -23,7 +24,7 @@ import mcpl
 from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import aligned_mask, fit, fit_mask, load_picture
 from mcpl.errors import ExampleError, NothingToLearn, PackTooLarge
-from mcpl.evaluation.evaluate import Evaluation, evaluate
+from mcpl.evaluation.evaluate import Evaluation, Given, evaluate
 from mcpl.learning.batch import make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
@@ -32,6 +33,7 @@ from mcpl.orchestration import threads
 from mcpl.orchestration.memory import probed_pack
 from mcpl.packing import halve
 from mcpl.prompts import named, parse
+from mcpl.seeds import derive_seed
 from mcpl.types import BankRow, Example, Group, GroupPicture, Job, LearnedConcepts, Pack, Provenance
 
 
@@ -153,7 +155,7 @@ class Runner:
             if not sentence.concepts:
                 raise NothingToLearn(f"nothing to learn in {example.text!r} with words = {self.recipe.words!r}")
         pictures = [fit(load_picture(example.image), self.model.facts.resolution) for example in examples]
-        masks = [self._masks(example) for example in examples] if self.recipe.needs_masks else ()
+        masks = [masks_of(e, self.model.facts.resolution) for e in examples] if self.recipe.needs_masks else ()
         return make_shared_job(
             self.model, id, sentences, torch.stack([to_pixels(picture) for picture in pictures]), self.recipe, masks
         )
@@ -211,14 +213,20 @@ class Runner:
         if not all(word.vectors.isfinite().all() for word in learned.concepts):
             reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
             return Outcome(self._row(prepared, "failed", reason))
-        (masks, truth), *further = [(self._masks(example), example.truth) for example in prepared.used]
+        job, side = prepared.job, self.model.facts.resolution
+        first, *further = (
+            Given(look.sentence, masks_of(example, side), example.truth)
+            for look, example in zip(job.looks, prepared.used, strict=True)
+        )
         evaluation = evaluate(
             self.model,
-            prepared.job,
+            first.sentence,
             learned,
-            masks,
-            truth,
-            self.placement.samples,
+            before=beginnings(job),
+            masks=first.masks,
+            truth=first.truth,
+            samples=self.placement.samples,
+            seed=derive_seed(job.seed, "samples"),
             masked=self.recipe.masks_loss,
             further=further,
         )
@@ -229,14 +237,6 @@ class Runner:
         asked, text = prepared.asked, (prepared.used or prepared.asked.pictures)[0].text
         origin = {"provenance": self._provenance(asked), "pictures": prepared.pictures}
         return BankRow(asked.id, text, status, reason=reason, **origin, **found)
-
-    def _masks(self, example: Example) -> dict[str, Tensor]:
-        """Usable masks at the base's resolution; a damaged one only costs its own scores."""
-        picture, masks = load_picture(example.image), {}
-        for slug, png in example.masks.items():
-            with contextlib.suppress(ExampleError):
-                masks[slug] = torch.from_numpy(fit_mask(aligned_mask(png, picture), self.model.facts.resolution))
-        return masks
 
     def _provenance(self, asked: Example | Group) -> Provenance:
         return Provenance(
@@ -271,6 +271,20 @@ def _of_all(digests: Iterable[str]) -> str:
     return _sha256("\n".join([first, *others]).encode()) if others else first
 
 
+def beginnings(job: Job) -> dict[str, Tensor]:
+    """slug -> the rows that its word starts from. [k, D]"""
+    return {c.slug: rows for c, rows in zip(job.concepts, job.initial.chunk(len(job.concepts)), strict=True)}
+
+
+def masks_of(example: Example, side: int) -> dict[str, Tensor]:
+    """slug -> usable mask [side, side] 0/1; a damaged one only costs its own scores."""
+    picture, masks = load_picture(example.image), {}
+    for slug, png in example.masks.items():
+        with contextlib.suppress(ExampleError):
+            masks[slug] = torch.from_numpy(fit_mask(aligned_mask(png, picture), side))
+    return masks
+
+
 def to_pixels(picture) -> Tensor:
     """A PIL picture as [3, H, W] float32 in -1..1."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
@@ -298,3 +312,14 @@ def commit() -> str:
         return described.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return released
+
+
+@cache
+def processor() -> str:
+    """The processor's model name, as far as the system tells it."""
+    told = Path("/proc/cpuinfo")
+    if told.exists():
+        for line in told.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -17,20 +17,20 @@ LINE_SECONDS = 30.0
 
 
 @contextlib.contextmanager
-def shown(console: Console | None = None) -> Iterator[Callable[[Progress], None]]:
+def shown(console: Console | None = None, what: str = "learning") -> Iterator[Callable[[Progress], None]]:
     """A callback for `fanout.run(on_progress=...)`. Writes to stderr, so that results alone go to stdout."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(console)
         return
     columns = [
-        TextColumn("learning"),
+        TextColumn(what),
         BarColumn(bar_width=None),
         TextColumn("{task.completed:.0f}/{task.total:.0f} pictures"),
         TextColumn("{task.fields[about]}"),
     ]
     with Bar(*columns, console=console, refresh_per_second=4) as bar:
-        task = bar.add_task("learning", total=None, about="starting")
+        task = bar.add_task(what, total=None, about="starting")
 
         def show(progress: Progress) -> None:
             bar.update(task, completed=progress.done, total=progress.total, about=about(progress))

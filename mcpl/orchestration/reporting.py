@@ -13,6 +13,7 @@ from PIL import Image
 
 from mcpl.data.bank import Bank, BankSummary
 from mcpl.data.pictures import fit, load_picture
+from mcpl.data.scores import ScoredBank
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import ConfigError, ExampleError
@@ -57,7 +58,7 @@ def write_report(
     file; base: what draws, the words' own unless given. Raises ConfigError where there is no bank, or `out` holds
     something else; BankMismatch where the base is another than the words'.
     """
-    opened, data, store = Bank.open(bank), Dataset.open(dataset), open_store(out)
+    opened, data, store = ScoredBank.open(bank), Dataset.open(dataset), open_store(out)
     before = {entry.name for entry in store.list()}
     if before and (PAGE not in before or not is_ours(store.get(PAGE))):
         raise ConfigError(f"--out {out} is not empty and holds no page of mcpl: choose another folder")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -96,6 +96,8 @@ class Early(Settings):
 class Space(Settings):
     """What is searched, what is learned in a trial, and what is best."""
 
+    kind: ClassVar[str] = "sweep"
+
     recipe: Recipe = Field("best", validate_default=True, description="where the search starts: name, file or settings")
     fixed: dict[str, Any] = Field({}, description="settings changed for every trial")
     search: dict[str, Knob] = Field(min_length=1)
@@ -139,13 +141,15 @@ class Space(Settings):
     @property
     def digest(self) -> str:
         """Changes when the pictures do, wherever they lie."""
-        from mcpl.data.dataset import Dataset
-        from mcpl.scenes.benchmark import frozen
+        return pictures_digest(self.sets, self.split, self.dataset)
 
-        if self.dataset:
-            return Dataset.open(self.dataset).digest
-        recorded = frozen()
-        return " ".join(f"{name} {recorded.get(name, {}).get(self.split)}" for name in self.sets)
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "space": self.model_dump(mode="json", exclude={"recipe", "fixed", "dataset"}),
+            "recipe": self.start.model_dump(mode="json", exclude={"name"}),
+            "pictures": self.digest,
+        }
 
     def recipe_of(self, values: Mapping[str, Value], name: str) -> Recipe:
         """The recipe with a trial's values."""
@@ -199,6 +203,17 @@ def _at(tree: Any, path: str) -> Any:
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
+
+
+def pictures_digest(sets: Iterable[str], split: str, dataset: str | None) -> str:
+    """Changes when the pictures of sets, or of a dataset instead of them, do; wherever they lie."""
+    from mcpl.data.dataset import Dataset
+    from mcpl.scenes.benchmark import frozen
+
+    if dataset:
+        return Dataset.open(dataset).digest
+    recorded = frozen()
+    return " ".join(f"{name} {recorded.get(name, {}).get(split)}" for name in sets)
 
 
 @cache

@@ -1,6 +1,6 @@
-"""The trials of a sweep as files, and the search that reads them. Storage is the only truth: no Ray here.
+"""The trials of a sweep or a study as files, and the search that reads them. Storage is the only truth: no Ray here.
 
-    OUT/sweep.json                  the space, the starting recipe, the pictures' digest: what makes it one sweep
+    OUT/sweep.json, OUT/study.json  what is compared, with the pictures' digest: what makes it one sweep, or one study
     OUT/trials/00007/asked.json     what trial 7 tries: written before it starts
     OUT/trials/00007/result.json    how it ended: put-if-absent
     OUT/trials/00007/told           its MLflow run has ended, and the server has it all
@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mcpl.data.storage import Store
 from mcpl.errors import ConfigError
@@ -27,7 +27,6 @@ from mcpl.types import BankRow
 if TYPE_CHECKING:
     from optuna import Study
 
-SPACE = "sweep.json"
 DIVERGED_GAIN = -1.0
 """what a picture that diverged counts in the early signal: its loss doubled"""
 
@@ -104,28 +103,31 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _identity(space: Space) -> dict[str, Any]:
-    """What must be the same for trials to be compared. Where files lie does not matter, what they hold does."""
-    return {
-        "space": space.model_dump(mode="json", exclude={"recipe", "fixed", "dataset"}),
-        "recipe": space.start.model_dump(mode="json", exclude={"name"}),
-        "pictures": space.digest,
-    }
+class Plan(Protocol):
+    """What trials belong to."""
+
+    kind: str
+    """"sweep" or "study"; also the name of its file"""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for trials to be compared. Where files lie does not matter, what they hold does."""
+        ...
 
 
 class Trials:
-    """A sweep's trials in a store."""
+    """A plan's trials in a store."""
 
-    def __init__(self, store: Store, space: Space) -> None:
-        """Raises ConfigError where the store holds a sweep of another space, starting recipe or pictures."""
-        self.store, self.space = store, space
-        ours = _identity(space)
-        if not store.put_if_absent(SPACE, (json.dumps(ours, indent=1) + "\n").encode()):
-            was, now = flatten(json.loads(store.get(SPACE))), flatten(ours)
+    def __init__(self, store: Store, plan: Plan) -> None:
+        """Raises ConfigError where the store holds another plan: other settings, another recipe or other pictures."""
+        self.store, self.plan = store, plan
+        ours, file = plan.identity, f"{plan.kind}.json"
+        if not store.put_if_absent(file, (json.dumps(ours, indent=1) + "\n").encode()):
+            was, now = flatten(json.loads(store.get(file))), flatten(ours)
             differ = [name for name in {**now, **was} if was.get(name) != now.get(name)]
             if differ:
                 told = ", ".join(f"{name} was {was.get(name)} and is {now.get(name)}" for name in differ[:3])
-                raise ConfigError(f"{store.uri} holds another sweep ({told}): give another --out, or what it had")
+                raise ConfigError(f"{store.uri} holds another {plan.kind} ({told}): give another --out, or what it had")
 
     def asked(self) -> list[Asked]:
         """Every trial, in order of numbers."""
@@ -165,7 +167,7 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._trials, self.space = trials, trials.space
+        self._trials, self.space = trials, trials.plan
         ended = trials.results()
         asked = trials.asked()
         self._waiting = [one for one in asked if one.number not in ended]
@@ -199,7 +201,7 @@ class Search:
         self._trials.ask(asked)
         return asked
 
-    def end(self, result: Result) -> None:
+    def end(self, result: Result) -> bool:
         """Keep how a trial ended, and learn from it."""
         self._trials.end(result)
         trial = self._open.pop(result.number)
@@ -207,6 +209,7 @@ class Search:
         if state.name == "PRUNED" and not self.space.cost and result.score is not None:
             trial.report(result.score, len(result.reports))
         self.study.tell(trial, values, state)
+        return True
 
     def _remember(self, result: Result) -> None:
         from optuna.trial import create_trial

@@ -147,6 +147,11 @@ class Run:
         self.settle()
 
 
+def below(run: Run) -> dict[str, str]:
+    """Tags of a run that MLflow lists below another one; none where the other is not open yet."""
+    return {"mlflow.parentRunId": run.record.run_id} if run.record and run.record.opened else {}
+
+
 class Tracker(Protocol):
     """Opens one run per job."""
 

@@ -47,7 +47,7 @@ TAG_LENGTH = 500
 CARD_LENGTH = 5000  # of a version's description
 CARD_CONCEPTS = 20
 CARD_PICTURES = 6
-LOWER_IS_BETTER = frozenset({"fixed_noise_loss", "prompt_similarity"})
+LOWER_IS_BETTER = frozenset({"fixed_noise_loss", "leak", "word_similarity", "prompt_similarity"})
 ASKED = {"image_id": "string", "word": "string", "prompt": "string", "seed": "long"}  # columns of a query
 ABOUT = "Words learned from pictures with mcpl. A version is one bank: look words up by `image_id` and `word`."
 

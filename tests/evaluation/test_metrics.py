@@ -41,6 +41,7 @@ def test_right_words_after_swapped_ones_before():
         "assignment": 1.0,
         "pointing_game": 1.0,
         "right_object": 0.75,
+        "word_similarity": 0.0,
         "prompt_similarity": 0.3,
     }
 
@@ -93,6 +94,18 @@ def test_iou_agrees_with_torchmetrics():
         ours = score(Scored(learned({"a": attention}, {"a": attention}), {"a": mask}))["attention_iou"]
         binary = (attention >= 0.5 * attention.max()).int()
         assert ours == pytest.approx(float(binary_jaccard_index(binary, mask.int())), abs=1e-6)
+
+
+def test_words_are_compared_by_the_means_of_their_vectors():
+    """(1, 0) and (1, 1) / 2: 45 degrees apart, however long they are."""
+    words = (
+        LearnedConcept(Concept("a"), torch.tensor([[3.0, 0]]), LEFT, LEFT),
+        LearnedConcept(Concept("b"), torch.tensor([[2.0, 0], [0, 2]]), LEFT, LEFT),
+    )
+    one = CurvePoint(0, 0.5, 1.0, 1.0, 0.9)
+    found = score(Scored(LearnedConcepts("p", words, (one,), {}, 0, 0), leak={"a": 0.5, "b": 0.0}, composition=0.25))
+    assert found["word_similarity"] == pytest.approx(0.5**0.5)
+    assert (found["leak"], found["composition"]) == (0.25, 0.25)
 
 
 def test_what_does_not_apply_is_left_out():

@@ -15,7 +15,7 @@ from rich.console import Console
 from mcpl.config import Placement
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
-from mcpl.orchestration import sweep
+from mcpl.orchestration import sweep, tuning
 from mcpl.orchestration.space import Knob, Space, read_space
 from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report
@@ -268,10 +268,9 @@ def test_a_trial_that_ends_while_the_server_is_away_is_not_told(space_file, tmp_
     run = NullRun()
     run.delivered = False
     tracker = SimpleNamespace(start=lambda *_, **__: run)
-    record = sweep._Record(tracker, kept.store, space)
-    following = sweep._Following(
-        search, kept, record, sweep._Board(space, 4, kept, Console(quiet=True)), 4, threading.Event()
-    )
+    board = tuning.Board(tuple(space.search), lambda _: 4, {}, Console(quiet=True))
+    record = sweep.SweepRecord(tracker, kept.store, space)
+    following = tuning.Following(search, kept, record, board, lambda _: 4, threading.Event())
     trial = SimpleNamespace(config={"number": 0, "values": dict(asked.values)}, last_result={})
     following.on_trial_start(0, [], trial)
     following.on_trial_result(0, [], trial, {"packs": 4, "score": 0.5, "gain": 0.1, "passes": 8})

@@ -1,0 +1,318 @@
+"""Score what a bank holds without learning anything again; resumable, in one process or on Ray, like learning it.
+
+The rows of an evaluation are the bank's learned rows; its results lie beside the bank (`data.scores`), under a plan of
+their own, committed shard by shard as a bank's parts are. So whatever dies, the same command goes on, and a bank that
+has grown scores only its new rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from mcpl.config import Placement, Recipe, RunConfig
+from mcpl.data import scores
+from mcpl.data.bank import Bank
+from mcpl.data.dataset import ShardRef
+from mcpl.data.pictures import fit, load_picture
+from mcpl.data.scores import PICTURE, TEXT, TOGETHER, LearnedRows, ScoreRow, Scores
+from mcpl.data.sources import Dataset
+from mcpl.data.storage import open_store
+from mcpl.errors import BankMismatch, ConfigError, ExampleError
+from mcpl.evaluation import features
+from mcpl.evaluation.evaluate import Evaluation, evaluate
+from mcpl.evaluation.sampling import Sampling, spoken
+from mcpl.models import catalogue
+from mcpl.models.base import BaseModel
+from mcpl.orchestration import fanout, threads
+from mcpl.orchestration.job import Runner as Learning
+from mcpl.orchestration.job import beginnings, commit, masks_of
+from mcpl.orchestration.plan import RUN
+from mcpl.orchestration.showing import sentence_of
+from mcpl.seeds import derive_seed
+from mcpl.settings import Settings
+from mcpl.types import BankRow, Example
+
+RUNNER = "mcpl.orchestration.evaluating:Runner"
+SCORING = fanout.Kind(LearnedRows.open, scores.encode)
+VERSION = 1
+"""raised when scores of the same settings change their meaning"""
+
+
+class Space(Settings):
+    """A feature space: where it is read from, and which it is."""
+
+    source: str
+    digest: str
+
+
+class Scoring(Settings):
+    """What decides the scores of a bank's rows, and where it is found."""
+
+    name: str = "evaluation"
+    base: str
+    revision: str | None = None
+    precision: str = "float32"
+    dataset: str | None = Field(None, description="the pictures that were learned from, for masks, truth and likeness")
+    recipe: Recipe | None = Field(None, description="what the words were learned with: tells what they started from")
+    samples: int = Field(4, ge=0, description="pictures drawn of each word")
+    seed: int = Field(0, description="of the noise that they are drawn from")
+    sampling: Sampling = Sampling()
+    features: Mapping[str, Space] = Field({}, description="name -> space in which pictures are compared")
+    version: int = VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over what changes a score: whether there are pictures counts, and where they lie does not."""
+        content = {
+            "precision": self.precision,
+            "looks": self.dataset is not None,
+            "starts": self.dataset is not None and self.recipe is not None,
+            "samples": self.samples,
+            "seed": self.seed,
+            "sampling": self.sampling.model_dump(mode="json"),
+            "features": {name: space.digest for name, space in sorted(self.features.items())},
+            "version": self.version,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ScoringConfig(RunConfig):
+    """A run that scores: `dataset` is the bank, `output` its folder of scores."""
+
+    recipe: Scoring
+
+
+def scoring_of(
+    bank: str,
+    dataset: str | None = None,
+    spaces: Sequence[str] = ("judge",),
+    samples: int = 4,
+    seed: int = 0,
+    sampling: Sampling = Sampling(),
+) -> Scoring:
+    """The settings of an evaluation of a bank: its own base, and its recipe where it is a run's.
+
+    Raises ConfigError where there is no bank, nothing learned, or a feature space that cannot be had.
+    """
+    store = open_store(bank)
+    first = next((row for row in Bank.open(bank).rows(concepts=False) if row.status == "learned"), None)
+    if first is None:
+        raise ConfigError(f"{bank} holds no learned words; `mcpl bank info {bank}` says why")
+    try:
+        recipe = Recipe(**json.loads(store.get(RUN))["recipe"])
+    except FileNotFoundError:
+        recipe = None
+    found = {name: Space(source=source, digest=digest) for name, source, digest in map(features.find, spaces)}
+    return Scoring(
+        base=recipe.base if recipe else first.provenance.base,
+        revision=recipe.revision if recipe else None,
+        precision=recipe.precision if recipe else "float32",
+        dataset=None if dataset is None else Dataset.open(dataset).uri,
+        recipe=recipe,
+        samples=samples,
+        seed=seed,
+        sampling=sampling,
+        features=found if samples else {},
+    )
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A bank with an evaluation of it."""
+
+    bank: str
+    scores: Scores
+
+    @property
+    def recipe(self) -> Mapping[str, object]:
+        """What it was learned with: of a run all of it, else what its rows tell."""
+        try:
+            return json.loads(open_store(self.bank).get(RUN))["recipe"]
+        except FileNotFoundError:
+            told = next(Bank.open(self.bank).rows(concepts=False)).provenance
+            return {"name": told.recipe, "fingerprint": told.recipe_fingerprint, "seed": told.seed}
+
+
+def evaluate_bank(
+    bank: str,
+    scoring: Scoring,
+    placement: Placement = Placement(shard_size=64),
+    on_progress: Callable[[fanout.Progress], None] | None = None,
+    **how: object,
+) -> tuple[Scores, fanout.RunSummary]:
+    """Score the rows that this evaluation lacks, and give all of them; `how` goes to `fanout.run`."""
+    store = open_store(bank)
+    output = scores.place(store, scoring.fingerprint)
+    config = ScoringConfig(dataset=store.uri, output=output, recipe=scoring, placement=placement)
+    summary = fanout.run(config, RUNNER, kind=SCORING, on_progress=on_progress, **how)
+    return Scores(scoring.fingerprint, scoring.model_dump(mode="json"), open_store(output)), summary
+
+
+class Runner:
+    """Scores learned rows on the base that they were learned with, loaded once."""
+
+    def __init__(self, scoring: Scoring, placement: Placement, model: BaseModel | None = None) -> None:
+        self.scoring, self.placement = scoring, placement
+        self.model = threads.fitted(
+            lambda: (
+                model
+                or catalogue.load(
+                    scoring.base,
+                    revision=scoring.revision,
+                    precision=scoring.precision,
+                    device=placement.device,
+                    save_memory=placement.save_memory,
+                )
+            ),
+            placement.threads,
+        )
+        self.spaces = [
+            features.load(name, space.source, space.digest, self.model.device)
+            for name, space in scoring.features.items()
+        ]
+        self.pictures = _Pictures(scoring.dataset) if scoring.dataset else None
+        self.learning = Learning(scoring.recipe, placement, self.model) if scoring.recipe else None
+
+    @property
+    def base_digest(self) -> str:
+        return self.model.facts.digest
+
+    def __call__(self, rows: Sequence[BankRow], on_done: Callable[[ScoreRow], None] | None = None) -> list[ScoreRow]:
+        done = []
+        for row in rows:
+            done.append(self._row(row))
+            if on_done:
+                on_done(done[-1])
+        return done
+
+    def _row(self, row: BankRow) -> ScoreRow:
+        if row.provenance.base_digest != self.base_digest:
+            raise BankMismatch(
+                f"the words of {row.id} belong to base {row.provenance.base} {row.provenance.base_digest}, not to"
+                f" {self.model.facts.name} {self.base_digest}: scores need the base that the words were learned with"
+            )
+        started, about = time.monotonic(), {}
+        try:
+            evaluation, found = self._scored(row, self.pictures[row] if self.pictures else None)
+            about = {"metrics": evaluation.metrics, "features": found}
+        except ExampleError as error:
+            about = {"reason": str(error)}
+        return ScoreRow(
+            row.id,
+            "failed" if "reason" in about else "learned",
+            row.provenance.key,
+            self.scoring.fingerprint,
+            self.base_digest,
+            **about,
+            commit=commit(),
+            seconds=time.monotonic() - started,
+            host=socket.gethostname(),
+            scored_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _scored(self, row: BankRow, example: Example | None) -> tuple[Evaluation, dict[tuple[str, str], np.ndarray]]:
+        """Metrics, and what pictures and words are compared by."""
+        before = beginnings(self.learning.prepare(example)) if self.learning and example else None
+        sentence = sentence_of(row)
+        evaluation = evaluate(
+            self.model,
+            sentence,
+            row.learned,
+            before=before,
+            masks=masks_of(example, self.model.facts.resolution) if example else None,
+            truth=example.truth if example else None,
+            samples=self.scoring.samples,
+            seed=derive_seed(self.scoring.seed, row.id),
+            sampling=self.scoring.sampling,
+            masked=self.scoring.recipe.masks_loss if self.scoring.recipe else False,
+            compose=True,
+        )
+        found: dict[tuple[str, str], np.ndarray] = {}
+        now = {word.concept.slug: word.vectors for word in row.learned.concepts}
+        for suffix, vectors in (("", now), ("_step0", before or {})):
+            for concept in (word for word in row.learned.concepts if word.concept.slug in vectors):
+                said = spoken(self.model, concept.concept, vectors)
+                found[concept.concept.slug, TEXT + suffix] = said.numpy()[None]
+        drawn = {(slug, ""): pictures for slug, pictures in evaluation.alone.items()}
+        drawn |= {(slug, "_step0"): pictures for slug, pictures in evaluation.alone_step0.items()}
+        if evaluation.together is not None:
+            drawn[TOGETHER, ""] = evaluation.together
+        if example and evaluation.alone:
+            picture = fit(load_picture(example.image), self.model.facts.resolution)
+            drawn[PICTURE, ""] = torch.from_numpy(np.array(picture))[None]
+        for space in self.spaces:
+            found |= {(of, space.name + suffix): space(pictures) for (of, suffix), pictures in drawn.items()}
+        return evaluation, found
+
+
+class _Pictures:
+    """The pictures that a bank was learned from, by row; of a group the one that its row tells of, since a bank keeps a
+    word's map in one picture only."""
+
+    def __init__(self, dataset: str) -> None:
+        self._dataset = Dataset.open(dataset)
+        self._places: dict[str, ShardRef] = dict(zip(self._dataset.ids(), self._dataset.shards(1), strict=True))
+
+    def __getitem__(self, row: BankRow) -> Example:
+        """Raises ExampleError where the dataset has no such picture, or another one under its id."""
+        id, learned_from = row.shown, row.used[0].sha256 if row.used else row.provenance.picture_sha256
+        if id not in self._places:
+            raise ExampleError(f"{self._dataset.uri} holds no picture {id!r}")
+        (example,) = self._dataset.read(self._places[id])
+        if hashlib.sha256(example.image).hexdigest() != learned_from:
+            raise ExampleError(f"picture {id!r} of {self._dataset.uri} is not the one that was learned from")
+        return example
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the commands ask of every bank alike."""
+
+    dataset: str | None = None
+    spaces: tuple[str, ...] = ("judge",)
+    samples: int = 4
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def evaluate_banks(
+    banks: Sequence[str],
+    asked: Asked,
+    placement: Placement,
+    tell: Callable[[str], None] = lambda line: None,
+    **how: object,
+) -> tuple[list[Evaluated], bool]:
+    """Score one bank after the other; True where a signal stopped it before the end. `how` goes to `fanout.run`."""
+    banks = [_bank_in(bank) for bank in banks]
+    settings = {bank: _scoring(bank, asked) for bank in banks}  # what may be wrong, before any work
+    done = []
+    for bank, scoring in settings.items():
+        found, summary = evaluate_bank(bank, scoring, placement, **how)
+        done.append(Evaluated(bank, found))
+        tell(
+            f"{bank}: {summary.new} pictures scored in {summary.seconds:.0f} s, {summary.resumed} before,"
+            f" {summary.failed} failed"
+        )
+        if summary.stopped:
+            return done, True
+    return done, False
+
+
+def _scoring(bank: str, asked: Asked) -> Scoring:
+    return scoring_of(bank, asked.dataset, asked.spaces, asked.samples, asked.seed, asked.sampling)
+
+
+def _bank_in(folder: str) -> str:
+    """The bank itself, also where the folder that `mcpl learn` made is named."""
+    return str(Path(folder) / "bank") if (Path(folder) / "bank").is_dir() else folder

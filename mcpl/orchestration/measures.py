@@ -1,0 +1,97 @@
+"""What a study keeps of each learned picture beside its scores, as columns of its raw table.
+
+A measure takes the runner that learned, the example and the outcome, and gives columns. A new one is a function and one
+line of `MEASURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional
+
+from mcpl.evaluation import judging
+from mcpl.evaluation.sampling import generate, spoken
+from mcpl.orchestration.job import Outcome, Runner
+from mcpl.prompts import said
+from mcpl.scenes.grammar import caption
+from mcpl.scenes.scene import Scene, sample_scene
+from mcpl.scenes.world import shapes
+from mcpl.seeds import derive_seed
+from mcpl.types import Example, Sentence
+
+
+def maps(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
+    """Where each object's word looks, before and after: slugs, and [words, m, m] in 0..1; of the first seed."""
+    if learn.recipe.seed:
+        return {}
+    concepts = [c for c in outcome.learned.concepts if c.concept.is_object]
+    return {
+        "slugs": [c.concept.slug for c in concepts],
+        "maps": [_rounded(c.attention) for c in concepts],
+        "maps_step0": [_rounded(c.attention_step0) for c in concepts],
+    }
+
+
+def states(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
+    """What each object's word is to the text encoder, and the mean of its pictures' features, each of length 1.
+
+    The features are the scene judge's, the only ones that are there offline. Two such means multiplied are the mean
+    cosine over all pairs of pictures.
+    """
+    words = [c for c in outcome.learned.concepts if c.concept.is_object]
+    vectors = {c.concept.slug: c.vectors for c in words}
+    found = {
+        "words": list(vectors),
+        "states": [_rounded(spoken(learn.model, c.concept, vectors), 5) for c in words],
+    }
+    if drawn := outcome.evaluation.alone:
+        features = [functional.normalize(judging.judge().features(drawn[slug].numpy()), dim=-1) for slug in vectors]
+        found["features"] = [_rounded(own.mean(dim=0), 5) for own in features]
+    return found
+
+
+def new_sentences(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
+    """Share of pictures of sentences in which the words were not learned that show exactly what is asked for."""
+    samples = learn.placement.samples
+    if not example.truth or not samples:
+        return {}
+    vectors = {c.concept.slug: c.vectors for c in outcome.learned.concepts}
+    seed = derive_seed(example.id, "new sentences")  # the same sentences and noise in every cell
+    asked = dict(sentences(outcome.job.sentence, Scene.from_json(example.truth), seed))
+    return {
+        name: judging.composed(generate(learn.model, said(text), vectors, samples, seed).numpy(), scene)
+        for name, (text, scene) in asked.items()
+    }
+
+
+def sentences(sentence: Sentence, scene: Scene, seed: int) -> Iterator[tuple[str, tuple[str, Scene]]]:
+    """New sentences with a picture's words, and the scene that each asks for; none for fewer than two words."""
+    if (both := judging.new_scene(sentence, scene, seed)) is None:
+        return
+    yield "composition", both
+    slugs = {item.shape: slug for slug, item in judging.items(sentence, scene).items()}
+    first, second = list(slugs)[:2]
+    known = next(shape for shape in shapes("named") if shape not in slugs)
+    rows = {"beside_known": (first, known), "one_twice": (second, second), "one_more": (first, second, known)}
+    for place, (name, chosen) in enumerate(rows.items()):
+        drawn = sample_scene(derive_seed(seed, place), objects=len(chosen), pool=shapes("named"))
+        objects = tuple(replace(item, shape=shape) for item, shape in zip(drawn.objects, chosen, strict=True))
+        nouns = [f"<{slugs[shape]}>" if shape in slugs else shape for shape in chosen]
+        asked = replace(drawn, objects=objects)
+        yield name, (caption(asked, nouns=nouns), asked)
+
+
+def _rounded(values: Tensor, digits: int = 3) -> list:
+    return np.round(values.double().cpu().numpy(), digits).tolist()
+
+
+MEASURES: Mapping[str, Callable[[Runner, Example, Outcome], dict[str, Any]]] = {
+    "maps": maps,
+    "states": states,
+    "new sentences": new_sentences,
+}

@@ -1,0 +1,444 @@
+"""What a study leaves behind: every row, a report that follows from the rows alone, and its pictures.
+
+raw.parquet    a line for every picture, seed and cell
+report.md      `markdown(study, rows)`: made of study.json and raw.parquet and of nothing else
+*.png          one for each of the study's figures
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from mcpl.data.pictures import load_picture
+from mcpl.data.storage import Store
+from mcpl.evaluation import statistics
+from mcpl.orchestration.space import examples
+from mcpl.prompts import parse
+from mcpl.report import studies as drawing
+from mcpl.studies import PAPER_COLUMNS, PAPER_ROWS, SIMILARITIES, TRUTH, Cell, Figure, Study
+
+RAW, REPORT = "raw.parquet", "report.md"
+SURE = 0.05
+"""chance of luck, corrected for all cells of a metric, below which a difference is set in bold"""
+MISSED = ("assignment", "attention_iou", "attention_iou_best_permutation", "pointing_game", "right_object")
+"""What words that diverged have scored 0 in"""
+LOOKED_AT = 4
+"""pictures of a sheet of masks"""
+
+Row = Mapping[str, Any]
+Scores = dict[str, dict[str, float]]
+"""cell -> picture -> mean over its seeds"""
+
+
+def write_report(
+    store: Store, study: Study, rows: Mapping[int, Sequence[Row]]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Write all files; rows: number of a trial -> its lines. Returns what matters of it, and the files."""
+    files = {RAW: raw(study, rows)}
+    own = read_raw(files[RAW])
+    files[REPORT] = markdown(study, own).encode()
+    files |= {name: png(image) for name, image in pictures(study, own)}
+    for name, content in files.items():
+        store.put(name, content)
+    found = {metric: scores(study, own, metric) for metric in study.metrics}
+    summary = {
+        "study": study.name,
+        "cells": len({row["cell"] for row in own}),
+        "of": len(study.cells),
+        "rows": len(own),
+        "means": {
+            cell.name: {m: round(_mean(found[m][cell.name]), 4) for m in found if found[m].get(cell.name)}
+            for cell in study.cells
+        },
+        "report": store.join(REPORT),
+    }
+    return summary, files
+
+
+def raw(study: Study, rows: Mapping[int, Sequence[Row]]) -> bytes:
+    """Parquet of every line of every cell; cells that are one recipe have equal lines."""
+    lines = [
+        {"cell": cell.name, "picture": row["id"].removeprefix(f"{cell.set}-"), **row}
+        for number, cells in enumerate(study.works)
+        for cell in cells
+        for row in rows.get(number, ())
+    ]
+    names = dict.fromkeys(name for line in lines for name in line)
+    buffer = io.BytesIO()
+    table = pa.Table.from_pylist([{name: line.get(name) for name in names} for line in lines])
+    table = table.cast(pa.schema([column.with_type(_narrow(column.type)) for column in table.schema]))
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _narrow(kind: pa.DataType) -> pa.DataType:
+    """Lists, which are large, hold float32."""
+    if not pa.types.is_list(kind):
+        return kind
+    inner = kind.value_type
+    return pa.list_(pa.float32() if pa.types.is_float64(inner) else _narrow(inner))
+
+
+def read_raw(content: bytes) -> list[dict[str, Any]]:
+    """Its lines, without what a line does not have."""
+    lines = pq.read_table(io.BytesIO(content)).to_pylist()
+    return [{name: value for name, value in line.items() if value is not None} for line in lines]
+
+
+def study_of(identity: bytes) -> Study:
+    """The study that study.json tells of."""
+    return Study(**json.loads(identity)["study"])
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def scores(study: Study, rows: Sequence[Row], metric: str) -> Scores:
+    """Each cell's value of every picture, for cells where it was measured."""
+    values = _similarity(study, rows, metric) if metric in SIMILARITIES else _plain(rows, metric)
+    found: dict[str, list[tuple[str, float]]] = {}
+    for cell, picture, value in values:
+        found.setdefault(cell, []).append((picture, value))
+    return {cell.name: statistics.by_picture(found[cell.name]) for cell in study.cells if cell.name in found}
+
+
+def _plain(rows: Sequence[Row], metric: str) -> Iterator[tuple[str, str, float]]:
+    measured = any(metric in row for row in rows)
+    for row in rows:
+        if metric in row:
+            yield row["cell"], row["picture"], row[metric]
+        elif measured and metric in MISSED and diverged(row):
+            yield row["cell"], row["picture"], 0.0
+
+
+def diverged(row: Row) -> bool:
+    """Learning itself failed: words that are not finite hit nothing."""
+    return row["status"] == "failed" and row.get("reason", "").startswith("learning diverged")
+
+
+def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tuple[str, str, float]]:
+    """Mean cosine to the ground truth over words and pairs of unequal seeds: pictures of one seed share their noise."""
+    which = {"prompt_fidelity": "states", "image_fidelity": "features"}[metric]
+    truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences == "masked-objects"}
+    sets = {cell.name: cell.set for cell in study.cells}
+    known: dict[tuple[str, str], list[tuple[int, dict[str, np.ndarray]]]] = {}
+    for row in rows:
+        if which in row:
+            own = dict(zip(row["words"], map(np.asarray, row[which]), strict=True))
+            known.setdefault((row["cell"], row["picture"]), []).append((row["seed"], own))
+    for (cell, picture), seeds in known.items():
+        truth = truths.get(sets[cell])
+        for seed, words in seeds:
+            theirs = known.get((truth, picture), [])
+            others = [other for at, other in theirs if at != seed]
+            if not others and cell != truth:  # one seed only
+                others = [other for _, other in theirs]
+            cosines = [_cosine(words[w], other[w], metric) for other in others for w in other if w in words]
+            if cosines:
+                yield cell, picture, float(np.mean(cosines))
+
+
+def _cosine(first: np.ndarray, second: np.ndarray, metric: str) -> float:
+    """Of two states; of two means of unit features, which is the mean over all pairs of pictures, as they are."""
+    product_ = float(first @ second)
+    return product_ if metric == "image_fidelity" else product_ / float(np.linalg.norm(first) * np.linalg.norm(second))
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return float(np.mean(list(values.values())))
+
+
+def markdown(study: Study, rows: Sequence[Row]) -> str:
+    """The report, from the rows of `read_raw`."""
+    found = {metric: scores(study, rows, metric) for metric in study.metrics}
+    found = {metric: own for metric, own in found.items() if own}
+    parts = [f"# Study `{study.name}`\n", f"{study.question}\n", _made(study, rows), _table(study, rows, found)]
+    parts.append(_differences(study, found))
+    parts += [SECTIONS[name](study, rows, found) for name in study.sections]
+    parts += [f"![{alt}]({name})\n" for name, alt in figure_names(study, rows)]
+    parts.append(
+        "## To read it with\n\n" + "\n".join(f"- {note}" for note in (*study.notes, *_always(study, rows))) + "\n"
+    )
+    return "\n".join(part for part in parts if part)
+
+
+def command(study: Study) -> str:
+    """What learns this again."""
+    options = {"split": study.split, "pictures": study.pictures, "seeds": study.seeds, "steps": study.steps}
+    options |= {"samples": study.samples, "dataset": study.dataset and "DATASET"}
+    bases = {cell.recipe.base for cell in study.cells} - {type(study.cells[0].recipe)().base}
+    options |= {"base": next(iter(bases), None)}
+    told = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    return f"python pipelines/study.py {study.name}{told}"
+
+
+def _made(study: Study, rows: Sequence[Row]) -> str:
+    """Command, base, code, machine, size."""
+
+    def all_of(column: str) -> str:
+        return ", ".join(sorted({str(row[column]) for row in rows if column in row})) or "-"
+
+    shown = f"{len({row['id'] for row in rows})} pictures"
+    if study.dataset:
+        shown += " of a dataset"
+    else:
+        shown += f" of {', '.join(study.sets)}, {study.split} split"
+    seeds = "1 seed" if study.seeds == 1 else f"{study.seeds} seeds"
+    return (
+        f"`{command(study)}`: base {all_of('base')} `{all_of('base_digest')}`, code {all_of('commit')}, "
+        f"{all_of('hardware')}; {shown}, {seeds}, {study.samples} pictures drawn of each word.\n"
+    )
+
+
+def _table(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:
+    own = {cell.name: [row for row in rows if row["cell"] == cell.name] for cell in study.cells}
+    before = {metric: scores(study, rows, f"{metric}_step0") for metric in found if metric not in SIMILARITIES}
+    lost = any(diverged(row) for row in rows)
+    lines = [["cell", "pictures", *(_said(metric) for metric in found), "passes", *(["diverged"] if lost else [])]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for cell in study.cells:
+        if not own[cell.name]:
+            continue
+        line = [cell.name, str(len({row["id"] for row in own[cell.name]}))]
+        for metric, by_cell in found.items():
+            told = str(statistics.interval(list(by_cell.get(cell.name, {}).values())))
+            first = before.get(metric, {}).get(cell.name)
+            line.append(told + (f" ({_mean(first):.3f})" if first else ""))
+        passes = [row["passes"] for row in own[cell.name] if "passes" in row]
+        line.append(f"{np.mean(passes):.0f}" if passes else "-")
+        lines.append(line + ([str(sum(map(diverged, own[cell.name])))] if lost else []))
+    return _markdown(lines)
+
+
+def _said(metric: str) -> str:
+    lower = " (lower is better)" if metric == "fixed_noise_loss" else ""
+    return metric.replace("_", " ").replace("iou", "IoU") + lower
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def _differences(study: Study, found: Mapping[str, Scores]) -> str:
+    """Each cell minus its reference, picture by picture."""
+    pairs = [(cell.name, cell.against) for cell in study.cells if cell.against]
+    if not pairs:
+        return ""
+    told: dict[str, dict[str, str]] = {name: {} for name, _ in pairs}
+    for metric, by_cell in found.items():
+        differ = {
+            name: statistics.difference(by_cell[name], by_cell[against])
+            for name, against in pairs
+            if name in by_cell and against in by_cell
+        }
+        chances = statistics.holm({name: one.p for name, one in differ.items()})
+        for name, one in differ.items():
+            sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+            told[name][metric] = f"**{sign}**" if chances[name] < SURE else sign
+    lines = [["cell", "minus", *(_said(metric) for metric in found)]]
+    lines.append(["---", "---", *["---:"] * len(found)])
+    lines += [
+        [name, against, *(told[name].get(metric, "-") for metric in found)] for name, against in pairs if told[name]
+    ]
+    return "## Against the reference\n\n" + _markdown(lines)
+
+
+def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where "
+        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of "
+        f"one as large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample "
+        "passes a picture."
+    )
+    if any(map(diverged, rows)):
+        yield "A picture whose words diverged counts 0 in what is hit, and has no loss."
+    failed = [row for row in rows if row["status"] != "learned" and not diverged(row)]
+    for reason in sorted({row.get("reason", row["status"]) for row in failed}):
+        cells = sorted({row["cell"] for row in failed if row.get("reason", row["status"]) == reason})
+        yield f"Left out in {', '.join(cells)}: {reason}"
+    if missing := [cell.name for cell in study.cells if not any(row["cell"] == cell.name for row in rows)]:
+        yield f"**Not learned:** {', '.join(missing)}."
+    if len({row.get("base_digest") for row in rows}) > 1:
+        yield "**Rows of several bases: nothing here can be compared.**"
+    if study.seeds == 1 and set(SIMILARITIES) & set(study.metrics):
+        yield "With one seed there is no noise ceiling, and pictures are compared with pictures of the same noise."
+    if study.steps is not None:
+        yield f"Every recipe for {study.steps} steps only."
+
+
+# Parts that only some studies have
+
+
+def effects(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:
+    """Main effects and interactions of switches, and whether effects add up; picture by picture."""
+    switches = [name for name, value in study.cells[0].levels.items() if isinstance(value, bool)]
+    at = {tuple(cell.levels[name] for name in switches): cell.name for cell in study.cells}
+    off, on = tuple(False for _ in switches), tuple(True for _ in switches)
+    alone = [tuple(other == name for other in switches) for name in switches]
+    lines = [["effect", *(_said(metric) for metric in found)], ["---", *["---:"] * len(found)]]
+
+    def add(name: str, contrast: Mapping[tuple[bool, ...], float]) -> None:
+        told = []
+        for by_cell in found.values():
+            own = {at[point]: weight for point, weight in contrast.items() if weight}
+            if not own.keys() <= by_cell.keys():
+                told.append("-")
+                continue
+            shared = set.intersection(*(set(by_cell[cell]) for cell in own))
+            values = [sum(w * by_cell[cell][picture] for cell, w in own.items()) for picture in sorted(shared)]
+            found_ = statistics.interval(values)
+            told.append(f"{found_.mean:+.3f} [{found_.low:+.3f}, {found_.high:+.3f}]" if values else "-")
+        lines.append([name, *told])
+
+    for count in range(1, len(switches) + 1):
+        for chosen in combinations(range(len(switches)), count):
+            scale = 2.0 ** (len(switches) - count)
+            signs = {point: float(np.prod([1 if point[i] else -1 for i in chosen])) / scale for point in at}
+            add(" x ".join(switches[i] for i in chosen), signs)
+    add("all together", {on: 1.0, off: -1.0})
+    summed: dict[tuple[bool, ...], float] = dict.fromkeys(at, 0.0)
+    for point in alone:
+        summed[point] += 1
+        summed[off] -= 1
+    add("sum of each alone", summed)
+    add("together minus the sum", {p: (p == on) - (p == off) - w for p, w in summed.items()})
+    return (
+        "## Effects\n\nOf a switch: on minus off, mean over the other switches. Of two (a x b): how much more a brings "
+        "where b is on than where it is off. The last line is below 0 where returns diminish (above 0 for a loss).\n\n"
+        + _markdown(lines)
+    )
+
+
+def paper(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:
+    """Our means beside the paper's, their order compared, and how well the ground truth matches itself."""
+    parts = ["## Beside the paper\n"]
+    for number, domain in enumerate(dict.fromkeys(cell.levels["domain"] for cell in study.cells)):
+        named = {str(cell.levels["row"]): cell.name for cell in study.cells if cell.levels["domain"] == domain}
+        theirs = {
+            column: {row: values[4 * number + place] for row, values in PAPER_ROWS.items()}
+            for place, column in enumerate(PAPER_COLUMNS)
+        }
+        ours = {
+            metric: {row: own[cell] for row, cell in named.items() if cell in own}
+            for metric in SIMILARITIES
+            if (own := found.get(metric))
+        }
+        head = ["row", *(_said(metric) for metric in ours), *(f"paper: {column}" for column in theirs)]
+        lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+        for row in named:
+            if row == TRUTH:
+                continue
+            told = [str(statistics.interval(list(values.get(row, {}).values()))) for values in ours.values()]
+            lines.append([row, *told, *(f"{own[row]:.3f}" if row in own else "-" for own in theirs.values())])
+        ceiling = [str(statistics.interval(list(values.get(TRUTH, {}).values()))) for values in ours.values()]
+        lines.append(["noise ceiling", *ceiling, *["-"] * len(theirs)])
+        parts.append(f"### {domain}\n\n{_markdown(lines)}")
+        correlated = []
+        for metric, values in ours.items():
+            means = {row: _mean(own) for row, own in values.items() if row in PAPER_ROWS}
+            for column, own in theirs.items():
+                if (column == "BERT") == (metric == "prompt_fidelity"):
+                    found_ = statistics.rank_correlation(means, own)
+                    if found_.rho == found_.rho:
+                        correlated.append(f"{_said(metric)} with {column} {found_.rho:+.2f} (p {found_.p:.2f})")
+        parts.append("Order of the rows, Spearman: " + ("; ".join(correlated) or "too few rows") + ".\n")
+    return "\n".join(parts)
+
+
+SECTIONS: dict[str, Callable[[Study, Sequence[Row], Mapping[str, Scores]], str]] = {"effects": effects, "paper": paper}
+
+
+# Pictures
+
+
+def figure_names(study: Study, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(file, what it shows) of each figure that the rows can fill."""
+    told = {"dots": "scores of every cell", "curves": "scores over {x}", "masks": "where the words look"}
+    names = []
+    for number, figure in enumerate(study.figures):
+        if figure.kind == "masks" and not any("maps" in row for row in rows):
+            continue
+        names.append((f"figure-{number + 1}-{figure.kind}.png", told[figure.kind].format(x=figure.x)))
+    return names
+
+
+def pictures(study: Study, rows: Sequence[Row]) -> Iterator[tuple[str, Image.Image]]:
+    """Every figure with its name."""
+    draw = {"dots": _dots, "curves": _curves, "masks": _masks}
+    names = dict(figure_names(study, rows))
+    for number, figure in enumerate(study.figures):
+        name = f"figure-{number + 1}-{figure.kind}.png"
+        if name in names:
+            yield name, draw[figure.kind](study, rows, figure)
+
+
+def _scored(study: Study, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[str, dict[str, drawing.Score]]:
+    """metric -> cell -> score, of what was measured."""
+    told: dict[str, dict[str, drawing.Score]] = {}
+    for metric in study.metrics:
+        found, before = scores(study, rows, metric), scores(study, rows, f"{metric}_step0")
+        own = {
+            cell.name: drawing.Score(
+                *statistics.interval(list(found[cell.name].values())),
+                _mean(before[cell.name]) if cell.name in before else None,
+            )
+            for cell in cells
+            if cell.name in found
+        }
+        if own:
+            told[metric] = own
+    return told
+
+
+def _of(study: Study, figure: Figure) -> list[Cell]:
+    return [cell for cell in study.cells if figure.of.items() <= cell.levels.items()]
+
+
+def _dots(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
+    cells = _of(study, figure)
+    return drawing.dots(_scored(study, rows, cells), sorted({cell.against for cell in cells if cell.against}))
+
+
+def _curves(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
+    cells = [cell for cell in _of(study, figure) if figure.x in cell.levels]
+    told = _scored(study, rows, cells)
+    points: dict[str, dict[str, list[tuple[float, drawing.Score]]]] = {}
+    for (metric, own), cell in product(told.items(), cells):
+        if cell.name in own:
+            curve = points.setdefault(metric, {}).setdefault(str(cell.levels[figure.by]), [])
+            curve.append((float(cell.levels[figure.x]), own[cell.name]))
+    names = {cell.against for cell in cells if cell.against}
+    standard = {cell.levels[figure.x] for cell in cells if cell.name in names}
+    marked = float(standard.pop()) if len(standard) == 1 else None
+    return drawing.curves(points, figure.x, figure.log, marked)
+
+
+def _masks(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
+    seed = min(row["seed"] for row in rows)
+    own = [row for row in rows if "maps" in row and row["seed"] == seed]
+    wanted = list(dict.fromkeys(row["id"] for row in own))[:LOOKED_AT]
+    shown = []
+    for example in examples(() if study.dataset else study.sets, study.split, study.dataset, None):
+        if example.id not in wanted:
+            continue
+        maps: dict[str, dict[str, Any]] = {}
+        for row in own:
+            if row["id"] != example.id:
+                continue
+            if not maps:
+                maps["before"] = dict(zip(row["slugs"], row["maps_step0"], strict=True))
+            maps[row["cell"]] = dict(zip(row["slugs"], row["maps"], strict=True))
+        shown.append(drawing.Looked(load_picture(example.image), parse(example.text), maps))
+    return drawing.masks_sheet(shown)

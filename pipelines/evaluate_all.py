@@ -1,0 +1,92 @@
+#!/usr/bin/env python
+"""Score banks that were learned, and compare them; run the same command again to resume or after a bank has grown.
+
+    python pipelines/evaluate_all.py --bank URI [--bank URI ...] [--against URI ...] [--dataset URI] [--out URI]
+    ray job submit --working-dir . -- python pipelines/evaluate_all.py --bank URI --workers N ...
+
+Every option may come from the environment instead, as MCPL_ and its name; several banks stand in one variable with
+spaces between. Exit codes: 0 done; 1 an error, told in one line; 4 stopped by a signal before the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing it
+
+import typer
+
+from mcpl.cli.terminal import run
+from mcpl.config import Placement, parse, worker_counts
+from mcpl.errors import ConfigError
+
+EXIT_STOPPED = 4
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(help=__doc__.split("\n", 1)[0], context_settings={"auto_envvar_prefix": "MCPL"})
+def main(
+    bank: Annotated[list[str] | None, typer.Option(help="what to score; may be given again")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="bank of the ground truth; may be given again")] = None,
+    dataset: Annotated[str | None, typer.Option(help="what they were learned from: masks, truth, likeness")] = None,
+    features: Annotated[str, typer.Option(help="judge, clip, dinov1, dinov2, or NAME=DIRECTORY, by commas")] = "judge",
+    samples: Annotated[int, typer.Option(help="pictures drawn of each word; the paper draws 20")] = 4,
+    seed: Annotated[int, typer.Option(help="of the noise that they are drawn from")] = 0,
+    steps: Annotated[int, typer.Option(help="of drawing")] = 20,
+    guidance: Annotated[float, typer.Option(help="classifier-free")] = 3.0,
+    out: Annotated[str, typer.Option(help="folder or bucket for comparison.md, raw.parquet and figures")] = "",
+    workers: Annotated[str, typer.Option(help="processes that score at once; 2:8 grows with the cluster")] = "1",
+    shard_size: Annotated[int, typer.Option(help="pictures committed together; the first run fixes it")] = 64,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    gpus_per_worker: Annotated[float, typer.Option(help="may be a fraction; 0 scores on the CPU")] = 0,
+    cpus_per_worker: Annotated[float, typer.Option(help="what Ray sets aside for a worker")] = 1,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score recorded failures again")] = False,
+    inline: Annotated[bool, typer.Option("--inline", help="score in this process, without Ray")] = False,
+    wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="the cluster adds nodes on demand")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the workers' logs")] = False,
+) -> None:
+    if not bank:
+        raise ConfigError("--bank is needed, or MCPL_BANK in the environment")
+    placement = {
+        **worker_counts(workers),
+        "shard_size": shard_size,
+        "threads": threads,
+        "device": device,
+        "gpus_per_worker": gpus_per_worker,
+        "cpus_per_worker": cpus_per_worker,
+        "retry_failed": retry_failed,
+    }
+    placed = parse(Placement, placement, "options")
+    from mcpl.evaluation.features import named
+    from mcpl.evaluation.sampling import Sampling
+    from mcpl.orchestration import comparing, fanout, progress
+    from mcpl.orchestration.evaluating import Asked, evaluate_banks
+
+    asked = Asked(dataset, named(features), samples, seed, Sampling(steps=steps, guidance=guidance))
+    how = {"inline": inline, "wait_for_nodes": wait_for_nodes, "verbose": verbose}
+    with progress.shown(what="scoring") as show, contextlib.nullcontext() if inline else fanout.cluster(verbose):
+        done, stopped = evaluate_banks([*bank, *(against or ())], asked, placed, print, on_progress=show, **how)
+    if stopped:
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(EXIT_STOPPED)
+    found = comparing.compare(done[: len(bank)], done[len(bank) :])
+    print(comparing.table(found))
+    if out:
+        print(f"written to {out}: {', '.join(comparing.write(found, out, 'Learned words compared'))}")
+
+
+if __name__ == "__main__":
+    try:
+        run(app, "evaluate_all")
+    except SystemExit as ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if ended.code == EXIT_STOPPED:  # a worker thread may still be scoring, and nobody wants its result
+            os._exit(EXIT_STOPPED)
+        raise

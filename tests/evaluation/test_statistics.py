@@ -1,0 +1,110 @@
+"""How sure a number is: by hand, against scipy, and how often an interval holds what it should."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mcpl.evaluation import statistics
+from mcpl.evaluation.statistics import (
+    by_picture,
+    difference,
+    exchange_test,
+    holm,
+    interval,
+    nested,
+    rank_correlation,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_pictures_count_alike_however_many_seeds_they_have():
+    assert by_picture([("x", 0.0), ("x", 1.0), ("y", 1.0)]) == {"x": 0.5, "y": 1.0}
+
+
+def test_the_interval_is_that_of_the_mean():
+    """400 pictures, half of them right: 1.96 * .5 / 20 = .049 to either side."""
+    mean, low, high = interval([0.0, 1.0] * 200)
+    assert mean == 0.5 and (high - low) / 2 == pytest.approx(0.049, abs=0.004)
+    assert interval([0.3]) == (0.3, 0.3, 0.3)
+    assert str(interval([0.25, 0.25])) == "0.250 [0.250, 0.250]" and str(interval([])) == "-"
+
+
+def test_it_is_scipys_percentile_bootstrap(rng):
+    values = rng.exponential(size=40)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    ours = interval(values)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_memory_is_bounded_and_the_same_comes_out(rng, monkeypatch):
+    values = rng.normal(size=101)
+    groups = [values[:3], values[3:5], values[5:9]]
+    whole, inner = interval(values), nested(groups)
+    monkeypatch.setattr(statistics, "CHUNK", 1000)
+    assert interval(values) == whole and nested(groups) == pytest.approx(inner, abs=0.05)
+    monkeypatch.setattr(statistics, "MANY", 100)
+    assert interval(values) == pytest.approx(whole, abs=0.02)
+
+
+def test_seeds_widen_the_interval():
+    """Pictures with one mean but two seeds far apart: over pictures alone nothing is unsure."""
+    groups = [[0.0, 1.0]] * 50
+    assert interval([np.mean(group) for group in groups]) == (0.5, 0.5, 0.5)
+    mean, low, high = nested(groups)
+    assert mean == 0.5 and (high - low) / 2 == pytest.approx(1.96 * 0.5 / 100**0.5, abs=0.01)
+    assert nested([[0.2], [], [0.4]]).mean == pytest.approx(0.3) and math.isnan(nested([]).mean)
+
+
+def test_the_interval_holds_the_truth_nineteen_times_of_twenty(rng):
+    held = [low <= 0.5 <= high for _, low, high in (interval(rng.random(60)) for _ in range(200))]
+    assert 0.89 <= np.mean(held) <= 0.99
+
+
+def test_a_difference_is_paired_by_picture():
+    """Every picture gains exactly .1, whatever it scores: no width, and of 2^9 exchanges only two go as far."""
+    first, second = ({f"p{i}": i / 10 + gain for i in range(9)} for gain in (0.1, 0.0))
+    found = difference(first | {"alone": 9.0}, second)
+    assert found.interval == pytest.approx((0.1, 0.1, 0.1)) and found.pictures == 9
+    assert found.p == pytest.approx(2 / 2**9)
+    nothing = difference({"a": 1.0}, {"b": 1.0})
+    assert math.isnan(nothing.mean) and math.isnan(nothing.p) and nothing.pictures == 0
+
+
+def test_the_exchange_test_is_scipys(rng):
+    for count in (9, 30):
+        gains = rng.normal(0.4, 1, count)
+        drawn = {"permutation_type": "samples", "n_resamples": 20_000, "rng": 2}
+        theirs = stats.permutation_test((gains,), np.mean, vectorized=True, **drawn)
+        assert exchange_test(gains) == pytest.approx(theirs.pvalue, abs=0.012)
+    assert exchange_test([0.0] * 5) == exchange_test([0.0] * 20) == 1.0
+
+
+def test_holm_by_hand():
+    """.01 x 3, then .02 x 2, then .9 x 1, none below the one before."""
+    given = {"a": 0.02, "b": 0.01, "c": 0.9, "none": float("nan")}
+    found = holm(given)
+    assert [found[name] for name in "abc"] == pytest.approx([0.04, 0.03, 0.9]) and math.isnan(found["none"])
+    assert holm({"a": 0.5, "b": 0.6}) == {"a": 1.0, "b": 1.0}
+
+
+def test_rank_correlation_by_hand_and_against_scipy(rng):
+    """1 2 3 4 against 1 2 4 3: 1 - 6 * 2 / (4 * 15) = .8; of 24 orders eight are as strong (four each way)."""
+    assert rank_correlation(dict(zip("abcd", (1, 2, 3, 4), strict=True)), dict(zip("abcd", (1, 2, 9, 5), strict=True)))[
+        :2
+    ] == pytest.approx((0.8, 8 / 24))
+    for count in (7, 20):
+        a, b = rng.integers(0, 5, count), rng.integers(0, 5, count) * 1.0
+        found = rank_correlation(dict(enumerate(a)), dict(enumerate(b)))
+        theirs = stats.spearmanr(a, b)
+        assert found.rho == pytest.approx(theirs.statistic, abs=1e-12)
+        assert found.p == pytest.approx(theirs.pvalue, abs=0.1) and found.names == count
+    assert math.isnan(rank_correlation({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 2, "c": 3}).rho)
+    assert math.isnan(rank_correlation({}, {}).p)

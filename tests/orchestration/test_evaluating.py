@@ -1,0 +1,333 @@
+"""Scores of a bank, found later: resumable, beside the bank, compared. The tiny base's pictures mean nothing."""
+
+from __future__ import annotations
+
+import io
+import math
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from mcpl.cli import app
+from mcpl.config import Placement, RunConfig
+from mcpl.data import scores
+from mcpl.data.bank import Bank, decode, encode, members
+from mcpl.data.scores import PICTURE, TEXT, TOGETHER, ScoredBank
+from mcpl.data.sources import Dataset, scenes, write_dataset
+from mcpl.data.storage import open_store
+from mcpl.errors import BankMismatch, ConfigError
+from mcpl.evaluation.metrics import Scored, score
+from mcpl.evaluation.sampling import Sampling
+from mcpl.orchestration import comparing, evaluating, fanout
+from mcpl.orchestration.compaction import compact
+from mcpl.orchestration.evaluating import Asked, Evaluated, evaluate_bank, evaluate_banks, scoring_of
+from mcpl.orchestration.job import masks_of
+from mcpl.recipes import adjust, load
+from tests.orchestration import invented
+
+QUICK = Sampling(steps=1)
+PLACED = Placement(shard_size=2, device="cpu")
+PICTURES = 5
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_base_dir):
+    """A dataset of scenes, and banks of invented words: two recipes, one with two seeds, and a ground truth."""
+    root = tmp_path_factory.mktemp("banks")
+    write_dataset(scenes(PICTURES, seed=5).examples(), str(root / "dataset"))
+
+    def learn(name: str, recipe: str, **changes: object) -> str:
+        config = RunConfig(
+            dataset=str(root / "dataset"),
+            output=str(root / name),
+            recipe=adjust(load(recipe), base=str(tiny_base_dir), **changes),
+            placement=PLACED,
+        )
+        assert fanout.run(config, invented.NAME, inline=True).learned == PICTURES
+        return config.output
+
+    return SimpleNamespace(
+        dataset=str(root / "dataset"),
+        plain=learn("plain", "plain"),
+        other=learn("plain-again", "plain", seed=1),
+        paper=learn("paper", "paper"),
+        truth=learn("truth", "masked-inversion"),
+    )
+
+
+@pytest.fixture
+def bank(made, tmp_path):
+    """A copy of one bank, to be scored."""
+    return shutil.copytree(made.plain, tmp_path / "bank").as_posix()
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Ids that a runner scored, in order; one that `broken` holds ends the worker the first time."""
+    seen = SimpleNamespace(ids=[], broken=set())
+    original = evaluating.Runner._row
+
+    def row(self, row):
+        if row.id in seen.broken:
+            seen.broken.discard(row.id)
+            raise RuntimeError("the worker was told to die")
+        seen.ids.append(row.id)
+        return original(self, row)
+
+    monkeypatch.setattr(evaluating.Runner, "_row", row)
+    return seen
+
+
+def evaluated(bank: str, dataset: str | None = None, samples: int = 1, spaces=("judge",)):
+    return evaluate_bank(bank, scoring_of(bank, dataset, spaces, samples, 0, QUICK), PLACED, inline=True)
+
+
+def files(bank: str) -> dict[str, bytes]:
+    store = open_store(bank)
+    return {entry.name: store.get(entry.name) for entry in store.list("part-")}
+
+
+def test_scores_lie_beside_the_bank_and_nothing_is_done_twice(bank, made, scored):
+    before = files(bank)
+    found, summary = evaluated(bank, made.dataset)
+    ids = Bank.open(bank).ids()
+    assert scored.ids == ids and (summary.new, summary.learned, summary.failed) == (PICTURES, PICTURES, 0)
+    metrics = found.metrics()[ids[0]]
+    assert {
+        "attention_iou", "assignment", "pointing_game", "right_object", "right_object_step0", "leak", "composition",
+        "word_similarity", "fixed_noise_loss",
+    } <= metrics.keys()  # fmt: skip
+    assert files(bank) == before, "the bank itself stays as it is"
+    again, summary = evaluated(bank, made.dataset)
+    assert (summary.new, summary.resumed) == (0, PICTURES) and len(scored.ids) == PICTURES
+    open_store(again.store.uri).delete("part-00000001.parquet")
+    evaluated(bank, made.dataset)
+    assert scored.ids[PICTURES:] == ids[2:4], "what is missing, and nothing else"
+    rows = {row.id: row for row in again.rows()}
+    words = [word.concept.slug for word in Bank.open(bank).row(ids[0]).learned.concepts]
+    kept = rows[ids[0]].features
+    assert {(w, s) for w in words for s in (TEXT, "text_step0", "judge", "judge_step0")} <= kept.keys()
+    assert kept[TOGETHER, "judge"].shape == kept[PICTURE, "judge"].shape == (1, 128)
+
+
+def test_a_worker_that_dies_loses_its_shard_alone(bank, scored):
+    scored.broken = {Bank.open(bank).ids()[3]}
+    with pytest.raises(RuntimeError, match="told to die"):
+        evaluated(bank)
+    done = list(scored.ids)
+    evaluated(bank)
+    ids = Bank.open(bank).ids()
+    assert done == ids[:3] and scored.ids[3:] == ids[2:], "the shard in hand is begun anew"
+
+
+def test_what_changes_a_score_is_another_evaluation(bank, made):
+    bare, same = scoring_of(bank), scoring_of(bank, samples=4)
+    others = [scoring_of(bank, made.dataset), scoring_of(bank, samples=5), scoring_of(bank, seed=1),
+              scoring_of(bank, spaces=()), scoring_of(bank, sampling=QUICK)]  # fmt: skip
+    assert bare.fingerprint == same.fingerprint
+    assert len({bare.fingerprint, *(other.fingerprint for other in others)}) == 6
+    moved = scoring_of(bank, made.dataset).model_copy(update={"dataset": "elsewhere", "base": "renamed"})
+    assert moved.fingerprint == others[0].fingerprint, "where things lie decides nothing"
+
+
+def test_a_bank_that_grew_scores_its_new_rows_only(bank, scored):
+    store, parts = open_store(bank), files(bank)
+    last = max(parts)
+    store.delete(last)
+    evaluated(bank)
+    first = list(scored.ids)
+    store.put(last, parts[last])
+    _, summary = evaluated(bank)
+    assert scored.ids == first + [row.id for row in decode(parts[last])] and summary.rows == PICTURES
+
+
+def test_parts_that_are_joined_meanwhile_are_found(bank, scored):
+    scored.broken = {Bank.open(bank).ids()[2]}
+    with pytest.raises(RuntimeError):
+        evaluated(bank)
+    compact(bank)
+    _, summary = evaluated(bank)
+    assert sorted(scored.ids) == sorted(Bank.open(bank).ids()) and summary.new == PICTURES - 2
+
+
+def test_what_the_bank_shows_has_the_later_scores(bank, made):
+    found, _ = evaluated(bank, made.dataset)
+    opened, ids = ScoredBank.open(bank), Bank.open(bank).ids()
+    later = found.metrics()
+    assert opened.row(ids[1]).metrics.items() >= later[ids[1]].items()
+    assert [row.metrics["composition"] for row in opened.rows()] == [later[id]["composition"] for id in ids]
+    mean = np.mean([metrics["composition"] for metrics in later.values()])
+    assert opened.summary().metrics["composition"] == pytest.approx(mean)
+    result = CliRunner().invoke(app, ["bank", "info", bank])
+    assert result.exit_code == 0 and "composition" in result.output and "leak" in result.output
+    assert "composition" not in CliRunner().invoke(app, ["bank", "info", made.plain]).output
+
+
+def test_later_scores_are_those_of_learning(bank, made):
+    """Without pictures drawn both come from words, curve, maps and masks alone: the look that was kept among them."""
+    found, _ = evaluated(bank, made.dataset, samples=0)
+    masks = {e.id: masks_of(e, 16) for e in Dataset.open(made.dataset).examples()}
+    for row in Bank.open(bank).rows():
+        later, expected = found.metrics()[row.id], score(Scored(row.learned, masks[row.id]))
+        assert later.items() >= expected.items() and {"attention_iou", "pointing_game"} <= expected.keys()
+        assert later.items() >= row.metrics.items()
+
+
+def test_the_look_that_was_kept_is_still_known(made):
+    row = next(Bank.open(made.plain).rows())
+    assert row.learned.kept_step == 0 and row.learned.kept == row.learned.curve[0]
+    (last,) = decode(encode([replace(row, metrics={})]))
+    assert last.learned.kept_step is None and last.learned.kept == row.learned.curve[-1]
+
+
+def test_words_of_another_base_and_other_pictures_are_not_scored(bank, made, tmp_path):
+    store = open_store(bank)
+    examples = list(Dataset.open(made.dataset).examples())
+    changed = [replace(examples[0], image=examples[1].image), *examples[2:]]
+    write_dataset(changed, str(tmp_path / "changed"))
+    found, summary = evaluated(bank, str(tmp_path / "changed"))
+    reasons = {row.id: row.reason for row in found.rows() if row.status == "failed"}
+    assert summary.failed == 2 and set(reasons) == {examples[0].id, examples[1].id}
+    assert "is not the one that was learned from" in reasons[examples[0].id]
+    assert "holds no picture" in reasons[examples[1].id]
+    name = min(files(bank))
+    rows = decode(store.get(name))
+    foreign = [replace(row, provenance=replace(row.provenance, base_digest="0" * 16)) for row in rows]
+    store.put(name, encode(foreign))
+    with pytest.raises(BankMismatch, match="scores need the base that the words were learned with"):
+        evaluated(bank)
+    with pytest.raises(ConfigError, match="nothing is at"):
+        scoring_of(str(tmp_path / "nowhere"))
+
+
+def test_damaged_scores_are_told_in_a_line(bank, made):
+    found, _ = evaluated(bank)
+    found.store.put("part-00000000.parquet", b"PAR1 and no more")
+    with pytest.raises(ConfigError, match="damaged .*delete it and run mcpl evaluate again"):
+        list(found.rows())
+    found.store.put("part-00000000.parquet", open_store(made.plain).get("part-00000000.parquet"))
+    with pytest.raises(ConfigError, match="holds no scores"):
+        list(found.rows())
+
+
+@pytest.fixture(scope="module")
+def compared(made):
+    """All four banks scored with two pictures a word, and the two methods against the truth."""
+    asked = Asked(made.dataset, ("judge",), 2, 0, QUICK)
+    done, stopped = evaluate_banks([made.plain, made.other, made.paper, made.truth], asked, PLACED, inline=True)
+    assert not stopped
+    return SimpleNamespace(done=done, found=comparing.compare(done[:3], done[3:]))
+
+
+def test_seeds_of_one_recipe_are_one_method(compared):
+    plain, paper = compared.found.methods
+    assert (plain.label, len(plain.banks), paper.label, len(paper.banks)) == ("plain", 2, "paper", 1)
+    seeds = {(id, seed) for id, seed, _ in plain.values["attention_iou"]}
+    assert len(seeds) == 2 * PICTURES and {seed for _, seed in seeds} == {0, 1}
+    assert len(plain.values["prompt_fidelity"]) == PICTURES, "seeds are paired, not averaged apart"
+
+
+def test_the_truth_is_as_near_to_itself_as_can_be(compared):
+    truth = compared.done[3]
+    found = comparing.compare([truth], [truth])
+    (itself,) = found.methods
+    assert itself.interval("prompt_fidelity").mean == pytest.approx(1)
+    assert itself.interval("prompt_fidelity_other").mean < 1
+    assert itself.interval("image_fidelity_judge").mean == pytest.approx(
+        found.ceiling.interval("image_fidelity_judge").mean
+    )
+
+
+def test_differences_are_paired_with_the_first(compared):
+    gains = compared.found.differences()
+    assert {method for _, method in gains} == {"paper"}
+    plain, paper = (method.by_picture("prompt_fidelity") for method in compared.found.methods)
+    found = gains["prompt_fidelity", "paper"]
+    assert found.mean == pytest.approx(np.mean([paper[id] - plain[id] for id in plain])) and found.pictures == PICTURES
+    assert 0 < found.p <= 1
+
+
+def test_a_comparison_is_written_with_what_it_follows_from(compared, tmp_path):
+    names = comparing.write(compared.found, str(tmp_path / "out"), "A title")
+    assert set(names) == {"comparison.md", "raw.parquet", "fidelity.png", "words.png"}
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert text.startswith("# A title") and "| metric | plain | paper | ceiling |" in text
+    assert "| prompt fidelity |" in text and "![words](words.png)" in text and "seeds: plain 2, paper 1" in text
+    table = pq.read_table(io.BytesIO((tmp_path / "out" / "raw.parquet").read_bytes())).to_pylist()
+    values = [r["value"] for r in table if (r["method"], r["metric"]) == ("paper", "prompt_fidelity")]
+    shown = text.split("| prompt fidelity |")[1].split("|")[1]
+    assert shown.strip().startswith(f"{np.mean(values):.3f} [")
+    for name in ("fidelity.png", "words.png"):
+        picture = Image.open(tmp_path / "out" / name)
+        assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_other_settings_and_nothing_in_common_are_refused(compared, bank):
+    other, _ = evaluated(bank)
+    with pytest.raises(BankMismatch, match="several settings"):
+        comparing.compare([compared.done[0], Evaluated(bank, other)])
+
+
+def test_the_command(made, bank, tmp_path):
+    """Without a dataset: no masks and no judge, but words and pictures can be compared."""
+    arguments = ["evaluate", bank, "--against", made.truth, "--samples", "2", "--steps", "1", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert f"{PICTURES} pictures scored" in result.output and "| prompt fidelity | " in result.output
+    assert "right object" not in result.output and (tmp_path / "out" / "comparison.md").exists()
+    again = CliRunner().invoke(app, arguments)
+    assert f"0 pictures scored in 0 s, {PICTURES} before" in again.output
+    with pytest.raises(ConfigError, match="there are judge, clip"):
+        CliRunner().invoke(app, [*arguments, "--features", "vgg"], catch_exceptions=False)
+
+
+def test_the_pipeline_does_the_same_from_its_environment(made, bank, monkeypatch, capsys):
+    from pipelines import evaluate_all
+
+    for name, value in {"BANK": bank, "SAMPLES": "1", "STEPS": "1", "DEVICE": "cpu", "FEATURES": "none"}.items():
+        monkeypatch.setenv(f"MCPL_{name}", value)
+    monkeypatch.setattr("sys.argv", ["evaluate_all.py", "--inline", "--shard-size", "2"])
+    with pytest.raises(SystemExit) as ended:
+        evaluate_all.cli()
+    printed = capsys.readouterr()
+    assert ended.value.code == 0 and f"{PICTURES} pictures scored" in printed.out, printed
+    monkeypatch.setenv("MCPL_BANK", f"{bank}-nowhere")
+    with pytest.raises(SystemExit) as ended:
+        evaluate_all.cli()
+    assert ended.value.code == 1 and "evaluate_all: nothing is at" in capsys.readouterr().err
+
+
+def test_the_authors_layout_is_learned_and_scored(tmp_path, tiny_base_dir):
+    """Pictures in folders, sentences in their names, masks beside them: learned, scored against masked inversion."""
+    noise = np.random.default_rng(0)
+    for name in ("a brown bear on a red board", "a small bear on a wide board"):
+        folder = tmp_path / "dataset" / "natural_2_concepts" / "bear_board"
+        for part in ("unmasked", "masked_bear_binary", "masked_board_binary"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (24, 20, 3), np.uint8)).save(folder / "unmasked" / f"{name}.png")
+        for word, half in (("bear", slice(0, 10)), ("board", slice(10, 20))):
+            mask = np.zeros((24, 20), np.uint8)
+            mask[:, half] = 255
+            Image.fromarray(mask).save(folder / f"masked_{word}_binary" / f"{name}.png")
+    data = Dataset.open(str(tmp_path / "dataset"))
+    assert data.kind == "multi-concept-dataset"
+    for recipe in ("plain", "masked-inversion"):
+        chosen = adjust(load(recipe), base=str(tiny_base_dir), steps=1, probe_timesteps=1)
+        config = RunConfig(dataset=data.uri, output=str(tmp_path / recipe), recipe=chosen, placement=PLACED)
+        summary = fanout.run(config, inline=True)
+        assert summary.learned == 2, [row.reason for row in Bank.open(config.output).rows()]
+    asked = Asked(data.uri, ("judge",), 2, 0, QUICK)
+    banks = [str(tmp_path / "plain"), str(tmp_path / "masked-inversion")]
+    done, _ = evaluate_banks(banks, asked, PLACED, inline=True)
+    found = comparing.compare(done[:1], done[1:])
+    told = {"attention_iou", "assignment", "pointing_game", "prompt_fidelity", "image_fidelity_judge"}
+    assert told <= set(found.metrics)
+    assert not {"right_object", "leak", "composition"} & set(found.metrics), "no judge knows real pictures"
+    assert not math.isnan(found.methods[0].interval("image_fidelity_judge").mean)
+    assert len(members(done[0].scores.store)) == 1 and scores.evaluations(open_store(banks[0]))

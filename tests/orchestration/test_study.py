@@ -1,0 +1,199 @@
+"""A study without Ray: nothing is learned twice, what the report says follows from the rows and is right."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import results_follow
+from mcpl.config import Placement
+from mcpl.data.storage import open_store
+from mcpl.errors import ConfigError
+from mcpl.orchestration import study as module
+from mcpl.orchestration import study_report as report
+from mcpl.orchestration.trials import Result, Trials
+from mcpl.studies import Size, build
+from tests.orchestration import sweep_stub
+from tests.orchestration.scenario import Scenario
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A study of four pictures that the stub learns, and its folder."""
+    scenario = Scenario(tmp_path)
+    scenario.pictures(4)
+    scenario.tell()
+    size = Size(pictures=4, seeds=2, samples=0)
+    return build("temperature", size, base=str(scenario.stub_folder), dataset=str(tmp_path / "dataset")), scenario
+
+
+def learn(study, number, store):
+    return list(module.cell_reports(study, number, store, Placement(pack=6), sweep_stub.NAME))
+
+
+def test_packs_that_are_kept_are_never_learned_again(asked, tmp_path):
+    study, scenario = asked
+    store = open_store(str(tmp_path / "out"))
+    killed = module.cell_reports(study, 3, store, Placement(pack=6), sweep_stub.NAME)
+    next(killed)  # and here the process dies
+    reports = learn(study, 3, store)
+    assert [said["packs"] for said in reports] == [1, 2]
+    assert set(scenario.times_learned().values()) == {2}, "each picture once with each of two seeds"
+    rows = module.kept_rows(store, 3)
+    assert sorted((row["id"], row["seed"]) for row in rows) == [(f"p{i:04d}", s) for i in range(4) for s in (0, 1)]
+    assert rows[0]["recipe_fingerprint"] == module.adjust(study.works[3][0].recipe, seed=0).fingerprint
+    learn(study, 3, store)
+    assert set(scenario.times_learned().values()) == {2}
+
+
+def test_a_folder_holds_one_study(asked, tmp_path):
+    study, _ = asked
+    store = open_store(str(tmp_path / "out"))
+    Trials(store, module.StudyPlan(study))
+    Trials(store, module.StudyPlan(study))
+    with pytest.raises(ConfigError, match=r"another study \(study.seeds was 2 and is 3\)"):
+        Trials(store, module.StudyPlan(study.model_copy(update={"seeds": 3})))
+
+
+def test_a_cell_that_failed_is_told_and_asked_again(asked, tmp_path):
+    study, _ = asked
+    kept = Trials(open_store(str(tmp_path / "out")), module.StudyPlan(study))
+    grid = module.Grid(kept, study)
+    first, second = grid.ask(), grid.ask()
+    assert not grid.end(Result(first.number, first.values, "failed", reason="no luck"))
+    assert grid.end(Result(second.number, second.values, "finished"))
+    assert grid.failed == {first.values["cell"]: "no luck"} and grid.left == 8
+    again = module.Grid(kept, study)
+    assert again.left == 9 and again.ask() == first
+
+
+def test_uses_of_the_test_split_are_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pipelines/study.py", "ablation", "--split", "test"])
+    store = open_store(str(tmp_path))
+    module.log_use(store)
+    module.log_use(store)
+    lines = (tmp_path / "test-split.md").read_text().splitlines()
+    assert len(lines) == 6 and lines[-1].endswith("`python pipelines/study.py ablation --split test` |")
+
+
+def rows_of(study, values):
+    """Rows as trials keep them: cell -> values[seed][picture]; written and read again."""
+    rows = {}
+    for number, (cell, *_) in enumerate(study.works):
+        rows[number] = [
+            {
+                "id": f"{cell.set}-dev-{picture:04d}", "seed": seed, "status": "learned", "base": "scenes-v1",
+                "base_digest": "d", "commit": "c", "hardware": "h", "passes": 10, **one,
+            }
+            for seed, pictures in enumerate(values(cell))
+            for picture, one in enumerate(pictures)
+        ]  # fmt: skip
+    return report.read_raw(report.raw(study, rows))
+
+
+def test_effects_by_hand():
+    """assignment = .1 mask + .2 CL + .3 bind (only with CL) - .05 mask x CL, on every picture."""
+    study = build("ablation", Size(seeds=1))
+
+    def value(cell):
+        mask, contrastive, bind = cell.levels.values()
+        score = 0.3 + 0.1 * mask + 0.2 * contrastive + 0.3 * bind * contrastive - 0.05 * mask * contrastive
+        return [[{"assignment": score + 0.01 * picture} for picture in range(5)]]
+
+    text = report.markdown(study, rows_of(study, value))
+    found = {line.split(" | ")[0].strip("| "): line for line in text[text.index("## Effects") :].splitlines()}
+    for effect, told in {
+        "mask": "+0.075", "CL": "+0.325", "bind": "+0.150", "mask x CL": "-0.050", "CL x bind": "+0.300",
+        "mask x CL x bind": "+0.000", "all together": "+0.550", "sum of each alone": "+0.300",
+        "together minus the sum": "+0.250",
+    }.items():  # fmt: skip
+        assert f"| {told} [{told}, {told}] |".replace("-0.000", "+0.000") in found[effect].replace("-0.000", "+0.000")
+    assert "| mask + bind | 5 | 0.420 [" in text and "| mask + CL + bind | nothing | +0.550 [" in text
+
+
+def test_words_that_diverged_hit_nothing_and_other_failures_are_left_out():
+    study = build("ablation", Size(seeds=1))
+
+    def value(cell):
+        good = {"assignment": 1.0}
+        if cell.name == "nothing":
+            lost = {"status": "failed", "reason": "learning diverged (numbers are not finite) at lr 1: lower it"}
+            return [[good, lost, {"status": "failed", "reason": "no picture"}]]
+        return [[good] * 3]
+
+    rows = rows_of(study, value)
+    assert report.scores(study, rows, "assignment")["nothing"] == {"dev-0000": 1.0, "dev-0001": 0.0}
+    text = report.markdown(study, rows)
+    assert "Left out in bind, nothing: no picture" in text and "diverged |" in text
+
+
+def test_fidelity_is_the_mean_over_pairs_of_other_seeds():
+    study = build("baselines", Size(seeds=2))
+    angles = {"ground truth": (0.0, 0.4), "one": (0.1, 0.3)}
+
+    def value(cell):
+        turned = angles.get(cell.levels["row"], (1.0, 1.0))
+        return [
+            [{"words": ["heart"], "states": [[2 * np.cos(a), 2 * np.sin(a)]], "features": [[np.cos(a) / 2, 0.0]]}]
+            for a in turned
+        ]
+
+    rows = rows_of(study, value)
+    found = report.scores(study, rows, "prompt_fidelity")
+    assert found["ground truth, natural"]["dev-0000"] == pytest.approx(np.cos(0.4), abs=1e-6)
+    assert found["one, natural"]["dev-0000"] == pytest.approx((np.cos(0.1 - 0.4) + np.cos(0.3 - 0.0)) / 2, abs=1e-6)
+    image = report.scores(study, rows, "image_fidelity")["one, natural"]["dev-0000"]
+    assert image == pytest.approx((np.cos(0.1) * np.cos(0.4) + np.cos(0.3) * np.cos(0.0)) / 8, abs=1e-6)
+    text = report.markdown(study, rows)
+    assert "### natural" in text and "### medical" in text and "| noise ceiling | 0.921" in text
+    assert "Spearman: prompt fidelity with BERT" in text
+
+
+def committed(folder, study, rows):
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(module.StudyPlan(study).identity))
+    (folder / report.RAW).write_bytes(report.raw(study, rows))
+    (folder / report.REPORT).write_text(report.markdown(study, report.read_raw((folder / report.RAW).read_bytes())))
+
+
+def test_a_committed_report_that_no_longer_follows_is_found(tmp_path):
+    study = build("threshold", Size(seeds=1))
+    rows = {
+        number: [
+            {"id": f"unnamed-2-dev-{p:04d}", "seed": 0, "status": "learned", "assignment": p / 7, "base_digest": "old"}
+            for p in range(4)
+        ]
+        for number in range(len(study.works))
+    }
+    folder = tmp_path / "studies" / "threshold"
+    committed(folder, study, rows)
+    assert results_follow.faults(tmp_path) == ([], 1)
+    assert results_follow.stale(tmp_path, "old") == []
+    (told,) = results_follow.stale(tmp_path, "new")
+    assert told.endswith("raw.parquet: base old")
+
+    text = (folder / report.REPORT).read_text()
+    (folder / report.REPORT).write_text(text.replace("0.214", "0.314"))
+    assert text.count("0.214") and results_follow.faults(tmp_path)[0] == [
+        f"{folder / report.REPORT} does not follow from raw.parquet"
+    ]
+
+
+def test_a_committed_use_of_the_test_split_must_be_noted(tmp_path):
+    study = build("threshold", Size(seeds=1), split="test")
+    rows = {n: [{"id": "unnamed-2-test-0000", "seed": 0, "status": "learned", "assignment": 1.0}] for n in range(18)}
+    committed(tmp_path / "studies" / "threshold", study, rows)
+    (told,) = results_follow.faults(tmp_path)[0]
+    assert "use of the test split" in told
+    (tmp_path / "test-split.md").write_text("`python pipelines/study.py threshold --split test`")
+    assert results_follow.faults(tmp_path)[0] == []
+
+
+def test_what_is_committed_follows():
+    """Every table under docs/results from its raw rows, byte by byte."""
+    from pathlib import Path
+
+    found, checked = results_follow.faults(Path(__file__).parents[2] / "docs" / "results")
+    assert not found and checked
