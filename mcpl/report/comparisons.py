@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from mcpl.report.figures import INK, MUTED, WORD_COLOURS, _quiet, _rendered
+from mcpl.report.figures import INK, MUTED, WORD_COLOURS, quiet, rendered
 
 MARKERS = "os^Dv*PX<>"
 NAMED = 24
@@ -36,10 +36,10 @@ def bars(values: Mapping[str, Mapping[str, tuple[float, float]]]) -> Image.Image
                 )  # fmt: skip
         axes.set_xticks(range(len(methods)), methods, rotation=35, ha="right", fontsize=8)
         axes.set_title(metric, fontsize=10, color=INK, loc="left")
-        _quiet(axes)
+        quiet(axes)
     for axes in grid[len(values) :]:
         axes.set_visible(False)
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)
 
 
 def words_map(at: np.ndarray, words: Sequence[str], methods: Sequence[str]) -> Image.Image:
@@ -71,4 +71,4 @@ def words_map(at: np.ndarray, words: Sequence[str], methods: Sequence[str]) -> I
     if len(marks) > 1:
         key = [Line2D([], [], ls="", marker=mark, color=INK, label=method) for method, mark in marks.items()]
         axes.legend(handles=key, frameon=False, fontsize=8, loc="best")
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)

@@ -17,12 +17,12 @@ from mcpl.report.figures import (
     WORD_COLOURS,
     Picture,
     _colour,
-    _quiet,
     _readable,
-    _rendered,
     _scaled,
     _Sheet,
     overlay,
+    quiet,
+    rendered,
 )
 from mcpl.types import Sentence
 
@@ -59,7 +59,7 @@ def dots(scores: Mapping[str, Mapping[str, Score]], references: Sequence[str]) -
             axes.plot(score.mean, place, "o", color=colour, ms=6)
             if score.before is not None:
                 axes.plot(score.before, place, "o", mfc="none", mec=MUTED, ms=6)
-        _quiet(axes)
+        quiet(axes)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=RULE, lw=0.6)
         axes.set_title(_readable(metric), fontsize=10, color=INK, loc="left")
@@ -70,7 +70,7 @@ def dots(scores: Mapping[str, Mapping[str, Score]], references: Sequence[str]) -
     told += "; orange: compared with" if references else ""
     told += "; hollow: before learning" if _any_before(scores) else ""
     figure.suptitle(told, fontsize=8.5, color=MUTED, x=0.01, ha="left")
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)
 
 
 def curves(
@@ -101,7 +101,7 @@ def curves(
             axes.plot(at, [s.mean for _, s in points], "o-", color=colour, lw=1.8, ms=4, label=name)
         if marked is not None:
             axes.axvline(marked, color=MUTED, lw=0.9, ls=":")
-        _quiet(axes) if not log else axes.grid(axis="y", color=RULE, lw=0.6)
+        quiet(axes) if not log else axes.grid(axis="y", color=RULE, lw=0.6)
         if log:
             axes.set_xscale("log")
             axes.spines[["top", "right"]].set_visible(False)
@@ -118,7 +118,7 @@ def curves(
         axes.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside upper left", ncols=4)
-    return _rendered(figure, FigureCanvasAgg)
+    return rendered(figure, FigureCanvasAgg)
 
 
 def _left_of(values: Sequence[float]) -> float:
