@@ -73,6 +73,7 @@ def slices(
     """The score against each knob, a dot a trial; hollow where it stopped early, and the best marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     across = min(4, len(knobs))
     down = math.ceil(len(knobs) / across)
@@ -94,6 +95,9 @@ def slices(
             )  # fmt: skip
         if numeric and log:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif not numeric:
             axes.set_xticks(range(len(names)), [_shortened(told) for told in names])
             axes.set_xlim(-0.5, len(names) - 0.5)
@@ -101,7 +105,8 @@ def slices(
         axes.set_title(f"{name}{share}", fontsize=9, color=INK, loc="left")
         if log or not numeric:
             axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(colors=MUTED, labelsize=8)
+            axes.spines[["left", "bottom"]].set_color(RULE)
+            axes.tick_params(which="both", color=RULE, labelcolor=MUTED, labelsize=8)
             axes.grid(axis="y", color=RULE, lw=0.6)
         else:
             quiet(axes)
