@@ -107,7 +107,8 @@ def curves(
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=MUTED, labelsize=8)
             if 0 in values:
-                ticks = [value for value in values if value]
+                least, most = (math.log10(value) for value in (values[1], values[-1]))
+                ticks = [10.0**power for power in range(math.ceil(least), math.floor(most) + 1)]
                 axes.set_xticks([zero, *ticks], ["0", *(f"{value:g}" for value in ticks)])
                 axes.minorticks_off()
         else:
