@@ -75,8 +75,8 @@ def ceiling(truth: Sequence[Vectors], pictures: bool) -> Pairs | None:
 
 
 def _common(first: Sequence[Vectors], second: Sequence[Vectors]) -> list[str]:
-    """Words that all of them have, in the first's order."""
-    return [word for word in (first[0] if first else ()) if all(word in one for one in (*first, *second))]
+    """Words that all of them have, in the first's order; none where either side has no seed."""
+    return [word for word in (first[0] if first and second else ()) if all(word in one for one in (*first, *second))]
 
 
 def _every(

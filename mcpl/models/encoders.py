@@ -21,7 +21,7 @@ from mcpl.models.catalogue import quiet
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 READ = ("config.json", "preprocessor_config.json", *WEIGHTS)
-"""files of a directory that decide what its encoder says; the second kind of weights is read without unpickling"""
+"""files of a directory that decide what its encoder says; of the second kind PyTorch reads weights only"""
 
 
 @dataclass(frozen=True)

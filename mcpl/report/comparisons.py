@@ -37,6 +37,7 @@ def bars(values: Mapping[str, Mapping[str, tuple[float, float]]]) -> Image.Image
         axes.set_xticks(range(len(methods)), methods, rotation=35, ha="right", fontsize=8)
         axes.set_title(metric, fontsize=10, color=INK, loc="left")
         quiet(axes)
+        axes.set_axisbelow(True)
     for axes in grid[len(values) :]:
         axes.set_visible(False)
     return rendered(figure, FigureCanvasAgg)

@@ -18,6 +18,7 @@ def test_prompts_of_every_two_seeds_are_paired():
     assert found.count == 4 and found.mean == pytest.approx(((1 + HALF) / 2 + 0.5) / 2)
     assert found.deviation == pytest.approx(np.std([1, HALF, 0, 1]))
     assert fidelity(learned, [{"c": EAST}], pictures=False) is None
+    assert fidelity(learned, [], pictures=False) is None and to_another(learned, [], pictures=False) is None
 
 
 def test_another_word_is_what_chance_gives():
