@@ -144,7 +144,8 @@ def test_secrets_are_used_and_neither_written_nor_said(
 
 def test_a_worker_is_sent_no_secret():
     """What travels to workers is the orders alone; where a tracker listens stays with the driver."""
-    assert set(fanout.Orders.__dataclass_fields__) == {"dataset", "output", "recipe", "placement", "runner"}
+    assert set(fanout.Orders.__dataclass_fields__) == {"dataset", "output", "recipe", "placement", "runner", "kind"}
+    assert set(fanout.Kind.__dataclass_fields__) == {"opened", "encode"}  # functions, sent by name
 
 
 def test_a_cluster_of_our_own_is_shut_to_others(monkeypatch):

@@ -163,7 +163,9 @@ def test_a_page_of_a_few_pictures_reads_and_compares_no_others(made, tmp_path, m
     bank, dataset = made
     decoded, compared = [], []
     rows, nearest = reporting.Bank.rows, reporting.nearest
-    monkeypatch.setattr(reporting.Bank, "rows", lambda self: (decoded.append(row) or row for row in rows(self)))
+    monkeypatch.setattr(
+        reporting.Bank, "rows", lambda self, *more: (decoded.append(row) or row for row in rows(self, *more))
+    )
     monkeypatch.setattr(reporting, "nearest", lambda words, n: compared.extend(words) or nearest(words, n))
     written = write_report(str(bank), str(dataset), str(tmp_path), count=4)
     assert (written.pictures, written.words) == (4, 88), "the whole bank is told of"
