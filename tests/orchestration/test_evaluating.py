@@ -289,18 +289,19 @@ def test_the_command(made, bank, tmp_path):
 
 
 def test_the_pipeline_does_the_same_from_its_environment(made, bank, monkeypatch, capsys):
+    from mcpl.cli.terminal import run
     from pipelines import evaluate_all
 
     for name, value in {"BANK": bank, "SAMPLES": "1", "STEPS": "1", "DEVICE": "cpu", "FEATURES": "none"}.items():
         monkeypatch.setenv(f"MCPL_{name}", value)
     monkeypatch.setattr("sys.argv", ["evaluate_all.py", "--inline", "--shard-size", "2"])
     with pytest.raises(SystemExit) as ended:
-        evaluate_all.cli()
+        run(evaluate_all.app, "evaluate_all")
     printed = capsys.readouterr()
     assert ended.value.code == 0 and f"{PICTURES} pictures scored" in printed.out, printed
     monkeypatch.setenv("MCPL_BANK", f"{bank}-nowhere")
     with pytest.raises(SystemExit) as ended:
-        evaluate_all.cli()
+        run(evaluate_all.app, "evaluate_all")
     assert ended.value.code == 1 and "evaluate_all: nothing is at" in capsys.readouterr().err
 
 
