@@ -234,7 +234,7 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def rows_of(table: pa.Table) -> list[BankRow]:
-    """The rows of a bank's table, with or without its column `concepts`."""
+    """The rows of a bank's table, with or without its column `concepts`, and `pictures`, which format 1 lacks."""
     if "concepts" in table.column_names:
         concepts = _concepts(table)
         table = table.drop_columns(["concepts"])
@@ -292,7 +292,7 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
         seconds=record["seconds"],
         host=record["host"],
         learned_at=record["learned_at"],
-        pictures=tuple(GroupPicture(**one | {"words": tuple(one["words"])}) for one in record["pictures"] or ()),
+        pictures=tuple(GroupPicture(**one | {"words": tuple(one["words"])}) for one in record.get("pictures") or ()),
     )
 
 

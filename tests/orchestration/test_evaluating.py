@@ -18,6 +18,7 @@ from mcpl.cli import app
 from mcpl.config import Placement, RunConfig
 from mcpl.data import scores
 from mcpl.data.bank import Bank, decode, encode, members
+from mcpl.data.schema import BANK, VERSION_KEY
 from mcpl.data.scores import PICTURE, TEXT, TOGETHER, ScoredBank
 from mcpl.data.sources import Dataset, scenes, write_dataset
 from mcpl.data.storage import open_store
@@ -204,6 +205,17 @@ def test_words_of_another_base_and_other_pictures_are_not_scored(bank, made, tmp
         evaluated(bank)
     with pytest.raises(ConfigError, match="nothing is at"):
         scoring_of(str(tmp_path / "nowhere"))
+
+
+def test_a_bank_of_the_format_before_groups_is_scored(bank):
+    store = open_store(bank)
+    for name in files(bank):
+        old = pq.read_table(io.BytesIO(store.get(name))).drop_columns(["pictures"])
+        buffer = io.BytesIO()
+        pq.write_table(old.replace_schema_metadata(BANK.metadata | {VERSION_KEY: b"1"}), buffer)
+        store.put(name, buffer.getvalue())
+    _, summary = evaluated(bank, samples=0, spaces=())
+    assert (summary.learned, summary.failed) == (PICTURES, 0)
 
 
 def test_damaged_scores_are_told_in_a_line(bank, made):
