@@ -293,20 +293,23 @@ def evaluate_banks(
     tell: Callable[[str], None] = lambda line: None,
     **how: object,
 ) -> tuple[list[Evaluated], bool]:
-    """Score one bank after the other; True where a signal stopped it before the end. `how` goes to `fanout.run`."""
+    """Score one bank after the other, one that is named twice once; True where a signal stopped it before the end.
+
+    The banks come back as they were named. `how` goes to `fanout.run`.
+    """
     banks = [_bank_in(bank) for bank in banks]
     settings = {bank: _scoring(bank, asked) for bank in banks}  # what may be wrong, before any work
-    done = []
+    done: dict[str, Evaluated] = {}
     for bank, scoring in settings.items():
         found, summary = evaluate_bank(bank, scoring, placement, **how)
-        done.append(Evaluated(bank, found))
+        done[bank] = Evaluated(bank, found)
         tell(
             f"{bank}: {summary.new} pictures scored in {summary.seconds:.0f} s, {summary.resumed} before,"
             f" {summary.failed} failed"
         )
         if summary.stopped:
-            return done, True
-    return done, False
+            return list(done.values()), True
+    return [done[bank] for bank in banks], False
 
 
 def _scoring(bank: str, asked: Asked) -> Scoring:

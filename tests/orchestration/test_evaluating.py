@@ -256,6 +256,13 @@ def test_the_truth_is_as_near_to_itself_as_can_be(compared):
     )
 
 
+def test_a_bank_that_is_named_twice_keeps_both_its_places(compared, made):
+    """As method and as ground truth: else the one would be taken for the other, and nothing compared."""
+    asked = Asked(None, ("judge",), 2, 0, QUICK)
+    done, _ = evaluate_banks([made.truth, made.plain, made.truth], asked, PLACED, inline=True)
+    assert [one.bank for one in done] == [made.truth, made.plain, made.truth]
+
+
 def test_differences_are_paired_with_the_first(compared):
     gains = compared.found.differences()
     assert {method for _, method in gains} == {"paper"}
