@@ -165,6 +165,9 @@ def test_what_the_bank_shows_has_the_later_scores(bank, made):
     assert [row.metrics["composition"] for row in opened.rows()] == [later[id]["composition"] for id in ids]
     mean = np.mean([metrics["composition"] for metrics in later.values()])
     assert opened.summary().metrics["composition"] == pytest.approx(mean)
+    open_store(found.store.uri).delete("part-00000000.parquet")
+    losses = [row.metrics["fixed_noise_loss"] for row in Bank.open(bank).rows()]
+    assert ScoredBank.open(bank).summary().metrics["fixed_noise_loss"] == pytest.approx(np.mean(losses)), "of all rows"
     result = CliRunner().invoke(app, ["bank", "info", bank])
     assert result.exit_code == 0 and "composition" in result.output and "leak" in result.output
     assert "composition" not in CliRunner().invoke(app, ["bank", "info", made.plain]).output
