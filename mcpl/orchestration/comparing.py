@@ -137,7 +137,8 @@ def _read_metrics(method: Method, later: Mapping[str, Mapping[str, Mapping[str, 
         for row in Bank.open(bank.bank).rows(concepts=False):
             if row.status == "learned":
                 for name, value in {**row.metrics, **later[bank.bank].get(row.id, {})}.items():
-                    method.values.setdefault(name, []).append((row.id, seed, value))
+                    if not np.isnan(value):
+                        method.values.setdefault(name, []).append((row.id, seed, value))
 
 
 def _features(bank: Evaluated, wanted: Iterable[str]) -> dict[str, Features]:
