@@ -210,6 +210,26 @@ def test_words_of_another_base_and_other_pictures_are_not_scored(bank, made, tmp
         scoring_of(str(tmp_path / "nowhere"))
 
 
+def test_a_group_is_scored_by_all_its_pictures(made, tmp_path, tiny_base_dir):
+    """Its words are drawn and judged whichever picture names them; what learning measured with every map stays."""
+    both = [replace(example, group="pair") for example in list(Dataset.open(made.dataset).examples())[:2]]
+    write_dataset(both, str(tmp_path / "dataset"))
+    recipe = adjust(load("plain"), base=str(tiny_base_dir), steps=1, probe_timesteps=1)
+    config = RunConfig(
+        dataset=str(tmp_path / "dataset"), output=str(tmp_path / "bank"), recipe=recipe, placement=PLACED
+    )
+    assert fanout.run(config, inline=True).learned == 1
+    row = Bank.open(config.output).row("pair")
+    found, _ = evaluated(config.output, config.dataset)
+    (later,) = found.rows()
+    assert later.reason is None and len(row.used) == 2
+    assert {(w.concept.slug, "judge_step0") for w in row.learned.concepts} <= later.features.keys()
+    assert {"right_object", "leak_step0", "composition"} <= later.metrics.keys()
+    assert not later.metrics.keys() & row.metrics.keys() and "attention_iou" in row.metrics
+    shown = ScoredBank.open(config.output).row(both[1].id).metrics
+    assert shown == {**row.metrics, **later.metrics}
+
+
 def test_a_bank_of_the_format_before_groups_is_scored(bank):
     store = open_store(bank)
     for name in files(bank):
