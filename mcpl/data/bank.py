@@ -296,6 +296,12 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
     )
 
 
+def _sentence(record: Mapping, slug: str) -> str:
+    """The one that names a word first, as `BankRow.told_of`."""
+    used = (one for one in record["pictures"] or () if one["reason"] is None and slug in one["words"])
+    return next((one["text"] for one in used), record["text"])
+
+
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
@@ -438,7 +444,7 @@ class Bank:
         """
         pattern = word.strip().removeprefix("<").removesuffix(">").lower()
         hits = []
-        origin = ["id", "text", "metrics", "base", "base_digest"]
+        origin = ["id", "text", "metrics", "base", "base_digest", "pictures"]
         columns = [*origin, "concepts"]
         own = None if id is None else self.row_id(id)
         if id is not None and own is None:
@@ -448,7 +454,9 @@ class Bank:
                 found = [c for c in concepts or () if fnmatch.fnmatchcase(c["slug"].lower(), pattern)]
                 for row in table.select(origin).slice(position, 1).to_pylist() if found else ():
                     told = dict(row["metrics"]), row["base"], row["base_digest"]
-                    hits += [Hit(row["id"], c["slug"], row["text"], c["vectors"], c["norm"], *told) for c in found]
+                    hits += [
+                        Hit(row["id"], c["slug"], _sentence(row, c["slug"]), c["vectors"], c["norm"], *told) for c in found
+                    ]
         return hits
 
     def words(self) -> Counter[str]:
