@@ -455,7 +455,8 @@ class Bank:
                 for row in table.select(origin).slice(position, 1).to_pylist() if found else ():
                     told = dict(row["metrics"]), row["base"], row["base_digest"]
                     hits += [
-                        Hit(row["id"], c["slug"], _sentence(row, c["slug"]), c["vectors"], c["norm"], *told) for c in found
+                        Hit(row["id"], c["slug"], _sentence(row, c["slug"]), c["vectors"], c["norm"], *told)
+                        for c in found
                     ]
         return hits
 
