@@ -295,6 +295,18 @@ def test_differences_are_paired_with_the_first(compared):
     assert 0 < found.p <= 1
 
 
+def test_a_comparison_is_of_the_pictures_that_all_banks_scored(compared, bank):
+    """Its means too: a bank that holds more is not averaged over them."""
+    shutil.rmtree(f"{bank}/_scores", ignore_errors=True)
+    store = open_store(bank)
+    store.delete(max(files(bank)))
+    fewer, _ = evaluate_banks([bank], Asked(None, ("judge",), 2, 0, QUICK), PLACED, inline=True)
+    found = comparing.compare([compared.done[2], *fewer])
+    left = Bank.open(bank).ids()
+    assert found.pictures == len(left) < PICTURES
+    assert set(found.methods[0].by_picture("fixed_noise_loss")) == set(left)
+
+
 def test_a_comparison_is_written_with_what_it_follows_from(compared, tmp_path):
     names = comparing.write(compared.found, str(tmp_path / "out"), "A title")
     assert set(names) == {"comparison.md", "raw.parquet", "fidelity.png", "words.png"}
