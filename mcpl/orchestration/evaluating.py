@@ -53,7 +53,7 @@ DRAWN = ("right_object", "leak", "composition")
 
 
 class Space(Settings):
-    """A feature space: where it is read from, and which it is."""
+    """A feature space: where it is read from (empty: where its name says), and which it is."""
 
     source: str
     digest: str
