@@ -71,8 +71,8 @@ def named(features: str) -> tuple[str, ...]:
 
 
 def find(told: str) -> tuple[str, str, str]:
-    """(name, source, digest) of "clip", "clip=DIRECTORY" or "clip=owner/name"; source: empty where it is the name's own,
-    which every machine finds for itself.
+    """(name, source, digest) of "clip", "clip=DIRECTORY" or "clip=owner/name"; the source is empty where it is the name's
+    own, which every machine finds for itself.
 
     Raises ConfigError for a name that FEATURES lacks, and for an encoder that cannot be had.
     """
@@ -88,7 +88,8 @@ def load(name: str, source: str, digest: str, device: torch.device = torch.devic
     """The encoder that `find` told of. Raises ConfigError where another one lies there now."""
     directory = _directory(name, source)
     if _digest(name, directory) != digest:
-        raise ConfigError(f"--features {name}: {source or FEATURES[name].source} is another encoder than when this evaluation began")
+        there = source or FEATURES[name].source
+        raise ConfigError(f"--features {name}: {there} is another encoder than when this evaluation began")
     return FeatureSpace(name, FEATURES[name].load(directory, device))
 
 
