@@ -71,8 +71,8 @@ def named(features: str) -> tuple[str, ...]:
 
 
 def find(told: str) -> tuple[str, str, str]:
-    """(name, source, digest) of "clip", "clip=DIRECTORY" or "clip=owner/name"; the source is empty where it is the name's
-    own, which every machine finds for itself.
+    """(name, source, digest) of "clip", "clip=DIRECTORY" or "clip=owner/name"; the source is empty where it is the
+    name's own, which every machine finds for itself.
 
     Raises ConfigError for a name that FEATURES lacks, and for an encoder that cannot be had.
     """
