@@ -4,7 +4,7 @@
 
     follow    each table is made again from the raw file beside it and compared byte by byte: a study's report.md
               from study.json and raw.parquet, a recipe benchmark's table.md from raw.parquet, ceilings.md from
-              ceilings.json. A study of the test split stands in docs/test-split.md too. Anything else fails (exit 1)
+              ceilings.json. A test-split.md above it tells of a study of the test split. Anything else fails (exit 1)
     stale     results whose base digest is not the shipped base's: named, no failure, to be measured again
 
 A new kind of result is a function and one line of `KINDS`. The last line is JSON.

@@ -37,13 +37,14 @@ from benchmarks.processes import at_once, cores
 from benchmarks.provenance import say
 from benchmarks.recipes import curve, examples, speed
 from mcpl.config import Placement, Recipe
-from mcpl.evaluation.evaluate import _judged
+from mcpl.evaluation import judging
 from mcpl.evaluation.sampling import alone, generate
 from mcpl.learning.learner import Learner
 from mcpl.models.base import BaseModel
 from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
+from mcpl.scenes.scene import Scene
 from mcpl.scenes.world import shapes
 from mcpl.seeds import derive_seed
 from mcpl.types import Example, Job, Pack
@@ -82,9 +83,12 @@ class Shares:
     def _right(self, example: Example, job: Job, words: Words) -> float:
         """Mean over a picture's words."""
         seed = derive_seed(job.seed, "samples")
-        drawn = {c.slug: generate(self._model, alone(c), words, self._samples, seed) for c in job.concepts}
-        (shares,) = _judged(job, example.truth, (drawn,))
-        return sum(shares.values()) / len(shares)
+        concepts = {c.slug: c for c in job.concepts}
+        shares = []
+        for slug, item in judging.items(job.sentence, Scene.from_json(example.truth)).items():
+            drawn = generate(self._model, alone(concepts[slug]), words, self._samples, seed)
+            shares.append(judging.right(concepts[slug], item, judging.judge().read(drawn.numpy())))
+        return sum(shares) / len(shares)
 
     def first_at(self, goal: float, marks: list[int]) -> int | None:
         """The first mark that reaches the goal."""

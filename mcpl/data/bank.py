@@ -234,7 +234,7 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def rows_of(table: pa.Table) -> list[BankRow]:
-    """The rows of a bank's table, with or without its column `concepts`."""
+    """The rows of a bank's table, with or without its column `concepts`, and `pictures`, which format 1 lacks."""
     if "concepts" in table.column_names:
         concepts = _concepts(table)
         table = table.drop_columns(["concepts"])
@@ -292,8 +292,14 @@ def _row(record: Mapping, concepts: Sequence[Mapping] | None) -> BankRow:
         seconds=record["seconds"],
         host=record["host"],
         learned_at=record["learned_at"],
-        pictures=tuple(GroupPicture(**one | {"words": tuple(one["words"])}) for one in record["pictures"] or ()),
+        pictures=tuple(GroupPicture(**one | {"words": tuple(one["words"])}) for one in record.get("pictures") or ()),
     )
+
+
+def _sentence(record: Mapping, slug: str) -> str:
+    """The one that names a word first, as `BankRow.told_of`."""
+    used = (one for one in record["pictures"] or () if one["reason"] is None and slug in one["words"])
+    return next((one["text"] for one in used), record["text"])
 
 
 def _whole(value: float | None) -> int | None:
@@ -438,7 +444,7 @@ class Bank:
         """
         pattern = word.strip().removeprefix("<").removesuffix(">").lower()
         hits = []
-        origin = ["id", "text", "metrics", "base", "base_digest"]
+        origin = ["id", "text", "metrics", "base", "base_digest", "pictures"]
         columns = [*origin, "concepts"]
         own = None if id is None else self.row_id(id)
         if id is not None and own is None:
@@ -448,7 +454,10 @@ class Bank:
                 found = [c for c in concepts or () if fnmatch.fnmatchcase(c["slug"].lower(), pattern)]
                 for row in table.select(origin).slice(position, 1).to_pylist() if found else ():
                     told = dict(row["metrics"]), row["base"], row["base_digest"]
-                    hits += [Hit(row["id"], c["slug"], row["text"], c["vectors"], c["norm"], *told) for c in found]
+                    hits += [
+                        Hit(row["id"], c["slug"], _sentence(row, c["slug"]), c["vectors"], c["norm"], *told)
+                        for c in found
+                    ]
         return hits
 
     def words(self) -> Counter[str]:

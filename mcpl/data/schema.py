@@ -110,7 +110,7 @@ BANK = pa.schema([*COMPARED, *UNCOMPARED], metadata={VERSION_KEY: str(BANK_VERSI
 FEATURES = pa.struct(
     [
         ("of", pa.string()),  # a word's slug, "*together" for the whole sentence, "*picture" for what was learned from
-        ("space", pa.string()),  # "text", or a name of models.features.FEATURES; "_step0" behind it: before learning
+        ("space", pa.string()),  # "text", or a name of evaluation.features.FEATURES; with "_step0": before learning
         ("count", pa.int32()),  # n vectors: as many as pictures
         ("values", pa.binary()),  # [n * width] little-endian float32
     ]

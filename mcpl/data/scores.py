@@ -144,16 +144,19 @@ class ScoredBank(Bank):
 
     def row(self, id: str) -> BankRow:
         row = super().row(id)
-        return replace(row, metrics={**row.metrics, **self._later.get(id, {})})
+        return replace(row, metrics={**row.metrics, **self._later.get(row.id, {})})
 
     def summary(self) -> BankSummary:
-        """The bank's, means over pictures of what was scored later in place of its own."""
-        own, values = super().summary(), {}
-        for metrics in self._later.values():
-            for name, value in metrics.items():
-                values.setdefault(name, []).append(value)
-        means = {name: float(np.nanmean(each)) for name, each in values.items() if not np.isnan(each).all()}
-        return replace(own, metrics=dict(sorted({**own.metrics, **means}.items())))
+        """The bank's, each row with its later scores in place of its own: an evaluation may be of some rows only."""
+        own, later = super().summary(), self._later
+        if not later:
+            return own
+        values: dict[str, list[float]] = {}
+        for row in self.table(["id", "metrics"]).to_pylist():
+            for name, value in {**dict(row["metrics"]), **later.get(row["id"], {})}.items():
+                if not np.isnan(value):
+                    values.setdefault(name, []).append(value)
+        return replace(own, metrics={name: float(np.mean(each)) for name, each in sorted(values.items())})
 
     @cached_property
     def _later(self) -> dict[str, dict[str, float]]:

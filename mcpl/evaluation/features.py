@@ -71,14 +71,16 @@ def named(features: str) -> tuple[str, ...]:
 
 
 def find(told: str) -> tuple[str, str, str]:
-    """(name, source, digest) of "clip", "clip=DIRECTORY" or "clip=owner/name".
+    """(name, source, digest) of "clip", "clip=DIRECTORY" or "clip=owner/name"; the source is empty where it is the
+    name's own, which every machine finds for itself.
 
     Raises ConfigError for a name that FEATURES lacks, and for an encoder that cannot be had.
     """
     name, _, source = told.strip().partition("=")
     if name not in FEATURES:
         raise ConfigError(f"--features {told}: there are {', '.join(FEATURES)}, each also as NAME=DIRECTORY")
-    source = source or FEATURES[name].source
+    if source and Path(source).is_dir():
+        source = str(Path(source).resolve())  # workers stand elsewhere
     return name, source, _digest(name, _directory(name, source))
 
 
@@ -86,13 +88,14 @@ def load(name: str, source: str, digest: str, device: torch.device = torch.devic
     """The encoder that `find` told of. Raises ConfigError where another one lies there now."""
     directory = _directory(name, source)
     if _digest(name, directory) != digest:
-        raise ConfigError(f"--features {name}: {source} is another encoder than when this evaluation began")
+        there = source or FEATURES[name].source
+        raise ConfigError(f"--features {name}: {there} is another encoder than when this evaluation began")
     return FeatureSpace(name, FEATURES[name].load(directory, device))
 
 
 def _directory(name: str, source: str) -> Path:
     try:
-        return encoders.directory_of(source)
+        return encoders.directory_of(source or FEATURES[name].source)
     except ConfigError as error:
         raise ConfigError(
             f"--features {name}: {error}; give a local directory as {name}=DIRECTORY, or use judge, the scene judge's"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
@@ -74,7 +74,7 @@ class Comparison:
         first, *others = self.methods
         found = {
             (metric, method.label): difference(method.by_picture(metric), first.by_picture(metric))
-            for metric in self.metrics
+            for metric in _told(self.metrics)
             for method in others
         }
         kept = {key: each for key, each in found.items() if each.pictures}
@@ -91,12 +91,12 @@ def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Co
     _check_alike([*banks, *against])
     methods = _methods(banks)
     later = {bank.bank: bank.scores.metrics() for bank in (*banks, *against)}
-    for method in methods:
-        _read_metrics(method, later)
     every = list(later.values())
     common = [id for id in every[0] if all(id in ids for ids in every)]
     if not common:
         raise ConfigError("the banks have no picture in common that was scored: compare banks of one dataset")
+    for method in methods:
+        _read_metrics(method, later, set(common))
     wanted = list(islice(common, PAIRED))
     truth = [_features(bank, wanted) for bank in against]
     for method in methods:
@@ -123,21 +123,24 @@ def _methods(banks: Sequence[Evaluated]) -> list[Method]:
         recipe.pop("seed", None)
         key = json.dumps(recipe, sort_keys=True)
         if key not in found:
-            taken = {method.label for method in found.values()}
-            name = str(recipe.get("name"))
-            found[key] = Method(name if name not in taken else f"{name} ({PurePosixPath(bank.bank).name})")
+            taken, name = {method.label for method in found.values()}, str(recipe.get("name"))
+            others = (f"{name} ({told})" for told in (PurePosixPath(bank.bank).name, *range(2, len(banks) + 2)))
+            found[key] = Method(next(label for label in (name, *others) if label not in taken))
         found[key].banks.append(bank)
     return list(found.values())
 
 
-def _read_metrics(method: Method, later: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Every picture's own metrics, those found later in place of those of learning."""
+def _read_metrics(
+    method: Method, later: Mapping[str, Mapping[str, Mapping[str, float]]], wanted: Collection[str]
+) -> None:
+    """The wanted pictures' own metrics, those found later in place of those of learning."""
     for bank in method.banks:
         seed = int(bank.recipe.get("seed", 0))
         for row in Bank.open(bank.bank).rows(concepts=False):
-            if row.status == "learned":
-                for name, value in {**row.metrics, **later[bank.bank].get(row.id, {})}.items():
-                    method.values.setdefault(name, []).append((row.id, seed, value))
+            if row.id in wanted:
+                for name, value in {**row.metrics, **later[bank.bank][row.id]}.items():
+                    if not np.isnan(value):
+                        method.values.setdefault(name, []).append((row.id, seed, value))
 
 
 def _features(bank: Evaluated, wanted: Iterable[str]) -> dict[str, Features]:
@@ -241,7 +244,7 @@ def table(comparison: Comparison) -> str:
             file=out,
         )
         print("| metric | " + " | ".join(others) + " |\n" + "|---" * (len(others) + 1) + "|", file=out)
-        for name in _told(dict.fromkeys(metric for metric, _ in differences)):
+        for name in dict.fromkeys(metric for metric, _ in differences):
             found = [differences.get((name, label)) for label in others]
             cells = ["-" if each is None else f"{each.interval}, p {each.p:.3g}" for each in found]
             print(f"| {_readable(name)} | " + " | ".join(cells) + " |", file=out)

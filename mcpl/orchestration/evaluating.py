@@ -12,13 +12,14 @@ import json
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from mcpl.config import Placement, Recipe, RunConfig
 from mcpl.data import scores
@@ -30,7 +31,7 @@ from mcpl.data.sources import Dataset
 from mcpl.data.storage import open_store
 from mcpl.errors import BankMismatch, ConfigError, ExampleError
 from mcpl.evaluation import features
-from mcpl.evaluation.evaluate import Evaluation, evaluate
+from mcpl.evaluation.evaluate import Evaluation, Given, evaluate
 from mcpl.evaluation.sampling import Sampling, spoken
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
@@ -38,7 +39,7 @@ from mcpl.orchestration import fanout, threads
 from mcpl.orchestration.job import Runner as Learning
 from mcpl.orchestration.job import beginnings, commit, masks_of
 from mcpl.orchestration.plan import RUN
-from mcpl.orchestration.showing import sentence_of
+from mcpl.orchestration.showing import sentences_of
 from mcpl.seeds import derive_seed
 from mcpl.settings import Settings
 from mcpl.types import BankRow, Example
@@ -47,10 +48,12 @@ RUNNER = "mcpl.orchestration.evaluating:Runner"
 SCORING = fanout.Kind(LearnedRows.open, scores.encode)
 VERSION = 1
 """raised when scores of the same settings change their meaning"""
+DRAWN = ("right_object", "leak", "composition")
+"""metrics of pictures that are drawn"""
 
 
 class Space(Settings):
-    """A feature space: where it is read from, and which it is."""
+    """A feature space: where it is read from (empty: where its name says), and which it is."""
 
     source: str
     digest: str
@@ -204,8 +207,8 @@ class Runner:
             )
         started, about = time.monotonic(), {}
         try:
-            evaluation, found = self._scored(row, self.pictures[row] if self.pictures else None)
-            about = {"metrics": evaluation.metrics, "features": found}
+            evaluation, found = self._scored(row, self.pictures[row] if self.pictures else ())
+            about = {"metrics": _added(row, evaluation.metrics), "features": found}
         except ExampleError as error:
             about = {"reason": str(error)}
         return ScoreRow(
@@ -221,22 +224,29 @@ class Runner:
             scored_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def _scored(self, row: BankRow, example: Example | None) -> tuple[Evaluation, dict[tuple[str, str], np.ndarray]]:
-        """Metrics, and what pictures and words are compared by."""
-        before = beginnings(self.learning.prepare(example)) if self.learning and example else None
-        sentence = sentence_of(row)
+    def _scored(
+        self, row: BankRow, examples: Sequence[Example]
+    ) -> tuple[Evaluation, dict[tuple[str, str], np.ndarray]]:
+        """Metrics, and what pictures and words are compared by; examples: what was learned from, where it is known."""
+        before = beginnings(self.learning.prepare_set(row.id, examples)) if self.learning and examples else None
+        sentence, *others = sentences_of(row)
+        given = [
+            Given(told, _masks(row, example, self.model.facts.resolution), example.truth)
+            for told, example in zip((sentence, *others), examples, strict=False)
+        ]
         evaluation = evaluate(
             self.model,
             sentence,
             row.learned,
             before=before,
-            masks=masks_of(example, self.model.facts.resolution) if example else None,
-            truth=example.truth if example else None,
+            masks=given[0].masks if given else None,
+            truth=given[0].truth if given else None,
             samples=self.scoring.samples,
             seed=derive_seed(self.scoring.seed, row.id),
             sampling=self.scoring.sampling,
             masked=self.scoring.recipe.masks_loss if self.scoring.recipe else False,
             compose=True,
+            further=given[1:],
         )
         found: dict[tuple[str, str], np.ndarray] = {}
         now = {word.concept.slug: word.vectors for word in row.learned.concepts}
@@ -248,8 +258,8 @@ class Runner:
         drawn |= {(slug, "_step0"): pictures for slug, pictures in evaluation.alone_step0.items()}
         if evaluation.together is not None:
             drawn[TOGETHER, ""] = evaluation.together
-        if example and evaluation.alone:
-            picture = fit(load_picture(example.image), self.model.facts.resolution)
+        if examples and evaluation.alone:
+            picture = fit(load_picture(examples[0].image), self.model.facts.resolution)
             drawn[PICTURE, ""] = torch.from_numpy(np.array(picture))[None]
         for space in self.spaces:
             found |= {(of, space.name + suffix): space(pictures) for (of, suffix), pictures in drawn.items()}
@@ -257,22 +267,36 @@ class Runner:
 
 
 class _Pictures:
-    """The pictures that a bank was learned from, by row; of a group the one that its row tells of, since a bank keeps a
-    word's map in one picture only."""
+    """The pictures that a bank was learned from, by row; told as the row tells them."""
 
     def __init__(self, dataset: str) -> None:
         self._dataset = Dataset.open(dataset)
         self._places: dict[str, ShardRef] = dict(zip(self._dataset.ids(), self._dataset.shards(1), strict=True))
 
-    def __getitem__(self, row: BankRow) -> Example:
-        """Raises ExampleError where the dataset has no such picture, or another one under its id."""
-        id, learned_from = row.shown, row.used[0].sha256 if row.used else row.provenance.picture_sha256
+    def __getitem__(self, row: BankRow) -> tuple[Example, ...]:
+        """One, or a group's. Raises ExampleError where the dataset has no such picture, or another one under its id."""
+        told = [(one.id, one.text, one.sha256) for one in row.used]
+        return tuple(self._one(*own) for own in told or [(row.id, row.text, row.provenance.picture_sha256)])
+
+    def _one(self, id: str, text: str, learned_from: str) -> Example:
         if id not in self._places:
             raise ExampleError(f"{self._dataset.uri} holds no picture {id!r}")
         (example,) = self._dataset.read(self._places[id])
         if hashlib.sha256(example.image).hexdigest() != learned_from:
             raise ExampleError(f"picture {id!r} of {self._dataset.uri} is not the one that was learned from")
-        return example
+        return replace(example, text=text)
+
+
+def _masks(row: BankRow, example: Example, side: int) -> dict[str, Tensor]:
+    """The masks of the words whose maps, which the bank keeps in one picture each, are of this picture."""
+    return {slug: mask for slug, mask in masks_of(example, side).items() if row.picture_of(slug) == example.id}
+
+
+def _added(row: BankRow, metrics: Mapping[str, float]) -> dict[str, float]:
+    """What an evaluation has to say. Of a group, learning measured every picture with the maps of its own, which no
+    bank keeps: that stays, and only what is drawn, or was not measured, is added."""
+    own = {} if not row.pictures else row.metrics
+    return {name: value for name, value in metrics.items() if name not in own or name.removesuffix("_step0") in DRAWN}
 
 
 @dataclass(frozen=True)
@@ -293,20 +317,23 @@ def evaluate_banks(
     tell: Callable[[str], None] = lambda line: None,
     **how: object,
 ) -> tuple[list[Evaluated], bool]:
-    """Score one bank after the other; True where a signal stopped it before the end. `how` goes to `fanout.run`."""
+    """Score one bank after the other, one that is named twice once; True where a signal stopped it before the end.
+
+    The banks come back as they were named. `how` goes to `fanout.run`.
+    """
     banks = [_bank_in(bank) for bank in banks]
     settings = {bank: _scoring(bank, asked) for bank in banks}  # what may be wrong, before any work
-    done = []
+    done: dict[str, Evaluated] = {}
     for bank, scoring in settings.items():
         found, summary = evaluate_bank(bank, scoring, placement, **how)
-        done.append(Evaluated(bank, found))
+        done[bank] = Evaluated(bank, found)
         tell(
             f"{bank}: {summary.new} pictures scored in {summary.seconds:.0f} s, {summary.resumed} before,"
             f" {summary.failed} failed"
         )
         if summary.stopped:
-            return done, True
-    return done, False
+            return list(done.values()), True
+    return [done[bank] for bank in banks], False
 
 
 def _scoring(bank: str, asked: Asked) -> Scoring:

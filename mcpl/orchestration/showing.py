@@ -103,9 +103,14 @@ def drawings(row: BankRow, model: BaseModel, samples: int) -> tuple[dict[str, np
 
 def sentence_of(row: BankRow) -> Sentence:
     """The row's sentence with the roles that it was learned in, however its words had been chosen."""
+    return sentences_of(row)[0]
+
+
+def sentences_of(row: BankRow) -> tuple[Sentence, ...]:
+    """The same of every picture that the row was learned from."""
     if row.used:
-        return share_concepts([_read(picture.text, picture.words) for picture in row.used])[0]
-    return _read(row.text, [word.concept.slug for word in row.learned.concepts])
+        return share_concepts([_read(picture.text, picture.words) for picture in row.used])
+    return (_read(row.text, [word.concept.slug for word in row.learned.concepts]),)
 
 
 def _read(told: str, slugs: Sequence[str]) -> Sentence:

@@ -440,5 +440,6 @@ def _masks(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
             if not maps:
                 maps["before"] = dict(zip(row["slugs"], row["maps_step0"], strict=True))
             maps[row["cell"]] = dict(zip(row["slugs"], row["maps"], strict=True))
-        shown.append(drawing.Looked(load_picture(example.image), parse(example.text), maps))
+        first = example.pictures[0]  # of a group
+        shown.append(drawing.Looked(load_picture(first.image), parse(first.text), maps))
     return drawing.masks_sheet(shown)

@@ -88,7 +88,7 @@ def test_the_judge_stands_in_and_says_so():
     name, source, digest = find("judge")
     pictures = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     space = load(name, source, digest)
-    assert space.name == "judge"
+    assert space.name == "judge" and not source, "another machine has it in another place"
     np.testing.assert_array_equal(space(pictures), Judge.load().features(pictures).numpy())
 
 

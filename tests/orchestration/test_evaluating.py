@@ -18,6 +18,7 @@ from mcpl.cli import app
 from mcpl.config import Placement, RunConfig
 from mcpl.data import scores
 from mcpl.data.bank import Bank, decode, encode, members
+from mcpl.data.schema import BANK, VERSION_KEY
 from mcpl.data.scores import PICTURE, TEXT, TOGETHER, ScoredBank
 from mcpl.data.sources import Dataset, scenes, write_dataset
 from mcpl.data.storage import open_store
@@ -164,6 +165,9 @@ def test_what_the_bank_shows_has_the_later_scores(bank, made):
     assert [row.metrics["composition"] for row in opened.rows()] == [later[id]["composition"] for id in ids]
     mean = np.mean([metrics["composition"] for metrics in later.values()])
     assert opened.summary().metrics["composition"] == pytest.approx(mean)
+    open_store(found.store.uri).delete("part-00000000.parquet")
+    losses = [row.metrics["fixed_noise_loss"] for row in Bank.open(bank).rows()]
+    assert ScoredBank.open(bank).summary().metrics["fixed_noise_loss"] == pytest.approx(np.mean(losses)), "of all rows"
     result = CliRunner().invoke(app, ["bank", "info", bank])
     assert result.exit_code == 0 and "composition" in result.output and "leak" in result.output
     assert "composition" not in CliRunner().invoke(app, ["bank", "info", made.plain]).output
@@ -206,6 +210,37 @@ def test_words_of_another_base_and_other_pictures_are_not_scored(bank, made, tmp
         scoring_of(str(tmp_path / "nowhere"))
 
 
+def test_a_group_is_scored_by_all_its_pictures(made, tmp_path, tiny_base_dir):
+    """Its words are drawn and judged whichever picture names them; what learning measured with every map stays."""
+    both = [replace(example, group="pair") for example in list(Dataset.open(made.dataset).examples())[:2]]
+    write_dataset(both, str(tmp_path / "dataset"))
+    recipe = adjust(load("plain"), base=str(tiny_base_dir), steps=1, probe_timesteps=1)
+    config = RunConfig(
+        dataset=str(tmp_path / "dataset"), output=str(tmp_path / "bank"), recipe=recipe, placement=PLACED
+    )
+    assert fanout.run(config, inline=True).learned == 1
+    row = Bank.open(config.output).row("pair")
+    found, _ = evaluated(config.output, config.dataset)
+    (later,) = found.rows()
+    assert later.reason is None and len(row.used) == 2
+    assert {(w.concept.slug, "judge_step0") for w in row.learned.concepts} <= later.features.keys()
+    assert {"right_object", "leak_step0", "composition"} <= later.metrics.keys()
+    assert not later.metrics.keys() & row.metrics.keys() and "attention_iou" in row.metrics
+    shown = ScoredBank.open(config.output).row(both[1].id).metrics
+    assert shown == {**row.metrics, **later.metrics}
+
+
+def test_a_bank_of_the_format_before_groups_is_scored(bank):
+    store = open_store(bank)
+    for name in files(bank):
+        old = pq.read_table(io.BytesIO(store.get(name))).drop_columns(["pictures"])
+        buffer = io.BytesIO()
+        pq.write_table(old.replace_schema_metadata(BANK.metadata | {VERSION_KEY: b"1"}), buffer)
+        store.put(name, buffer.getvalue())
+    _, summary = evaluated(bank, samples=0, spaces=())
+    assert (summary.learned, summary.failed) == (PICTURES, 0)
+
+
 def test_damaged_scores_are_told_in_a_line(bank, made):
     found, _ = evaluated(bank)
     found.store.put("part-00000000.parquet", b"PAR1 and no more")
@@ -244,6 +279,13 @@ def test_the_truth_is_as_near_to_itself_as_can_be(compared):
     )
 
 
+def test_a_bank_that_is_named_twice_keeps_both_its_places(compared, made):
+    """As method and as ground truth: else the one would be taken for the other, and nothing compared."""
+    asked = Asked(None, ("judge",), 2, 0, QUICK)
+    done, _ = evaluate_banks([made.truth, made.plain, made.truth], asked, PLACED, inline=True)
+    assert [one.bank for one in done] == [made.truth, made.plain, made.truth]
+
+
 def test_differences_are_paired_with_the_first(compared):
     gains = compared.found.differences()
     assert {method for _, method in gains} == {"paper"}
@@ -251,6 +293,18 @@ def test_differences_are_paired_with_the_first(compared):
     found = gains["prompt_fidelity", "paper"]
     assert found.mean == pytest.approx(np.mean([paper[id] - plain[id] for id in plain])) and found.pictures == PICTURES
     assert 0 < found.p <= 1
+
+
+def test_a_comparison_is_of_the_pictures_that_all_banks_scored(compared, bank):
+    """Its means too: a bank that holds more is not averaged over them."""
+    shutil.rmtree(f"{bank}/_scores", ignore_errors=True)
+    store = open_store(bank)
+    store.delete(max(files(bank)))
+    fewer, _ = evaluate_banks([bank], Asked(None, ("judge",), 2, 0, QUICK), PLACED, inline=True)
+    found = comparing.compare([compared.done[2], *fewer])
+    left = Bank.open(bank).ids()
+    assert found.pictures == len(left) < PICTURES
+    assert set(found.methods[0].by_picture("fixed_noise_loss")) == set(left)
 
 
 def test_a_comparison_is_written_with_what_it_follows_from(compared, tmp_path):

@@ -186,6 +186,8 @@ def test_a_groups_words_are_found_by_each_of_its_pictures(config, tmp_path):
     assert sorted(bank.ids()) == ["p0", "p1", "x", "y", "z"] and bank.summary().groups == 3
     assert bank.row("p11").id == bank.row("x").id == "x" and bank.row("p0").id == "p0"
     assert [hit.id for hit in bank.search("star", "p20")] == ["y"]
+    told = {hit.text for hit in bank.search("ring")}
+    assert PAIR[1] in told and PAIR[0] not in told, "the sentence that names it"
     assert bank.row_id("nobody") is None and bank.search("star", "nobody") == []
     assert ids_of(png(31), [tmp_path / "bank"]) == ["z"] and ids_of(png(1), [tmp_path / "bank"]) == ["p1"]
     words, notes = gather(("star", "under"), [tmp_path / "bank"], ids=["p30", "p31"])

@@ -192,7 +192,7 @@ def test_a_committed_use_of_the_test_split_must_be_noted(tmp_path):
 
 
 def test_what_is_committed_follows():
-    """Every table under docs/results from its raw rows, byte by byte."""
+    """Every table of a known kind under docs/results from its raw rows, byte by byte."""
     from pathlib import Path
 
     found, checked = results_follow.faults(Path(__file__).parents[2] / "docs" / "results")
