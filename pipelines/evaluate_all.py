@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.terminal import run
+from mcpl.cli.terminal import Device, run
 from mcpl.config import Placement, parse, worker_counts
 from mcpl.errors import ConfigError
 
@@ -43,7 +43,7 @@ def main(
     workers: Annotated[str, typer.Option(help="processes that score at once; 2:8 grows with the cluster")] = "1",
     shard_size: Annotated[int, typer.Option(help="pictures committed together; the first run fixes it")] = 64,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     gpus_per_worker: Annotated[float, typer.Option(help="may be a fraction; 0 scores on the CPU")] = 0,
     cpus_per_worker: Annotated[float, typer.Option(help="what Ray sets aside for a worker")] = 1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score recorded failures again")] = False,

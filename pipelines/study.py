@@ -13,19 +13,16 @@ error, told in one line; 3 some cells failed, and the report is of the others; 4
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installing it
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import typer
 
-from mcpl.cli.terminal import Experiment, Tracker, TrackingUri, run
+from mcpl.cli.terminal import Device, Experiment, Tracker, TrackingUri, run, stoppable
 from mcpl.config import Placement, parse
 from mcpl.errors import MCPLError
 
@@ -54,7 +51,7 @@ def main(
     concurrent: Annotated[
         int | None, typer.Option(min=1, help="cells at once; default: what the machines hold")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a cell")] = None,
     tracker: Tracker = "mlflow",
     tracking_uri: TrackingUri = None,
@@ -77,7 +74,7 @@ def main(
     placement = {"cpus_per_worker": cpus_per_cell, "gpus_per_worker": gpus_per_cell, "device": device}
     placed = parse(Placement, placement | {"threads": threads}, "options")
     default = f"runs/studies/{name}{'-quick' if quick else ''}{'-test' if split == 'test' else ''}"
-    try:
+    with stoppable(EXIT_STOPPED):
         from mcpl.orchestration import study
 
         summary = study.run(
@@ -85,9 +82,6 @@ def main(
             placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
             verbose=verbose, **({"runner": runner} if runner else {}),
         )  # fmt: skip
-    except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, answers SIGTERM with the latter
-        print("stopped: run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED) from None
     print(Path(summary["report"]).read_text() if "://" not in summary["report"] else summary["report"])
     print(json.dumps(summary))
     for cell, reason in summary["failed"].items():

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.terminal import Experiment, Tracker, TrackingUri, run
+from mcpl.cli.terminal import Device, Experiment, Tracker, TrackingUri, run, stoppable
 from mcpl.config import Placement, parse
 
 EXIT_STOPPED = 4
@@ -41,7 +41,7 @@ def main(
     concurrent: Annotated[
         int | None, typer.Option(min=1, help="trials at once; default: what the machines hold")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads of a trial")] = None,
     tracker: Tracker = "mlflow",
     tracking_uri: TrackingUri = None,
@@ -54,7 +54,7 @@ def main(
     searched = read_space(space)
     placement = {"cpus_per_worker": cpus_per_trial, "gpus_per_worker": gpus_per_trial, "device": device}
     placed = parse(Placement, placement | {"threads": threads}, "options")
-    try:
+    with stoppable(EXIT_STOPPED):
         from mcpl.orchestration import sweep
 
         summary = sweep.run(
@@ -62,9 +62,6 @@ def main(
             placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
             verbose=verbose, **({"runner": runner} if runner else {}),
         )  # fmt: skip
-    except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, answers SIGTERM with the latter
-        print("stopped: run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED) from None
     print(Path(summary["report"]).read_text() if "://" not in summary["report"] else summary["report"])
     print(json.dumps(summary))
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.terminal import Experiment, Tracker, TrackingUri, run
+from mcpl.cli.terminal import Device, Experiment, Tracker, TrackingUri, run
 from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
 from mcpl.recipes import RECIPES, adjust, load
@@ -43,7 +43,7 @@ def main(
     pack: Annotated[str, typer.Option(help="pictures that share a U-Net batch; auto: what the device holds")] = "4",
     shard_size: Annotated[int, typer.Option(help="pictures committed together; the first run fixes it")] = 16,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     gpus_per_worker: Annotated[float, typer.Option(help="may be a fraction; 0 learns on the CPU")] = 0,
     cpus_per_worker: Annotated[float, typer.Option(help="what Ray sets aside for a worker")] = 1,
     max_failed_share: Annotated[float, typer.Option(help="a larger share of failed pictures gives exit code 3")] = 0.1,

@@ -10,7 +10,6 @@ import typer
 from mcpl.cli.generate import (
     Banks,
     Concepts,
-    Device,
     Ids,
     Precision,
     Registry,
@@ -20,7 +19,7 @@ from mcpl.cli.generate import (
     found_words,
     learned_beside,
 )  # fmt: skip
-from mcpl.cli.terminal import Home, Model, TrackingUri, console
+from mcpl.cli.terminal import Device, Home, Model, TrackingUri, console
 from mcpl.errors import ConfigError, ExampleError
 
 

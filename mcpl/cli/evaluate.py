@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mcpl.cli.terminal import console
+from mcpl.cli.terminal import Device, console
 
 Banks = Annotated[list[str], typer.Argument(help="Bank folders or URIs: seeds of a recipe, or several recipes.")]
 
@@ -30,7 +30,7 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Folder for comparison.md, raw.parquet and figures.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures committed together; the first run fixes it.")] = 16,
 ) -> None:
     """Add scores to banks, and compare them: with each other, and with a ground truth. Resumes where it stopped."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mcpl.cli.terminal import Home, Model, TrackingUri, console
+from mcpl.cli.terminal import Device, Home, Model, TrackingUri, console
 
 Sources = Annotated[
     list[str] | None,
@@ -18,7 +18,6 @@ Banks = Annotated[list[str] | None, typer.Option("--bank", help="Bank folder or 
 Concepts = Annotated[list[str] | None, typer.Option("--concept", help="Word file, or folder with concepts/; again.")]
 Registry = Annotated[list[str] | None, typer.Option("--registry", help="NAME, NAME@alias or NAME/version; again.")]
 Ids = Annotated[list[str] | None, typer.Option("--id", help="Take words of this picture only; may be given again.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
 Precision = Annotated[str, typer.Option(help="float32, bfloat16, float16.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mcpl.cli.terminal import Model, Words, adjusted_recipe, console, print_metrics
+from mcpl.cli.terminal import Device, Model, Words, adjusted_recipe, console, print_metrics
 from mcpl.errors import ConfigError
 
 COLOURS = ("dark_orange", "deep_sky_blue1", "spring_green3", "magenta", "gold1", "medium_purple1")
@@ -30,7 +30,7 @@ def learn(
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     samples: Annotated[int, typer.Option(min=0, help="Pictures drawn from each word.")] = 4,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     vram: Annotated[int | None, typer.Option(help="GB of the device: 8, 12 or 24; changes the precision.")] = None,
 ) -> None:
     """Learn the objects of a picture, or of several that share them, as words: embeddings, overlays, samples and

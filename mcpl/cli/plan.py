@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mcpl.cli.terminal import Model, Words, adjusted_recipe, console
+from mcpl.cli.terminal import Device, Model, Words, adjusted_recipe, console
 from mcpl.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def plan(
     pack: Annotated[str, typer.Option(help="Pictures that share a U-Net batch; auto: what the device holds.")] = "4",
     shard_size: Annotated[int, typer.Option(min=1, help="Pictures committed together.")] = 16,
     samples: Annotated[int, typer.Option(min=0, help="Pictures drawn from each word to score it.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
     gpus_per_worker: Annotated[float, typer.Option(min=0, help="May be a fraction, where workers share one.")] = 1,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker.")] = None,
     vram: Annotated[int | None, typer.Option(help="GB of the device: 8, 12 or 24; changes the precision.")] = None,

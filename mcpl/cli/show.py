@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mcpl.cli.generate import all_sources, learned_beside
-from mcpl.cli.terminal import Model, console
+from mcpl.cli.terminal import Device, Model, console
 
 
 def show(
@@ -36,7 +36,7 @@ def show(
     timesteps: Annotated[int, typer.Option(min=1, max=250, help="Time steps to look at.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     model: Model = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda ...")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show where every word looks on a picture: overlays, masks, labels, an animation over time steps, arrays."""
     from mcpl.errors import ConfigError

@@ -20,6 +20,7 @@ Model = Annotated[
     str | None, typer.Option("--model", help="Base model: catalogue name, directory, or hub id (owner/name@revision).")
 ]
 Words = Annotated[str | None, typer.Option("--words", help="What is learned: marked, all, or list:FILE of nouns.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda ...")]
 Tracker = Annotated[str, typer.Option(help="who is told: mlflow or none")]
 Experiment = Annotated[str, typer.Option(help="MLflow experiment")]
 TrackingUri = Annotated[
@@ -40,6 +41,16 @@ def run(app: typer.Typer, name: str, code: int = 1) -> None:
         line = " ".join(str(error).split())
         Console(stderr=True).print(f"{name}: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def stoppable(code: int) -> Iterator[None]:
+    """What a signal stopped ends with one line and the exit code `code`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, answers SIGTERM with the latter
+        print("stopped: run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(code) from None
 
 
 def adjusted_recipe(name: str, **changes: object):

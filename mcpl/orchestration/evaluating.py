@@ -33,11 +33,10 @@ from mcpl.errors import BankMismatch, ConfigError, ExampleError
 from mcpl.evaluation import features
 from mcpl.evaluation.evaluate import Evaluation, Given, evaluate
 from mcpl.evaluation.sampling import Sampling, spoken
-from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
-from mcpl.orchestration import fanout, threads
+from mcpl.orchestration import fanout
 from mcpl.orchestration.job import Runner as Learning
-from mcpl.orchestration.job import beginnings, commit, masks_of
+from mcpl.orchestration.job import beginnings, commit, masks_of, model_of
 from mcpl.orchestration.plan import RUN
 from mcpl.orchestration.showing import sentences_of
 from mcpl.seeds import derive_seed
@@ -167,19 +166,7 @@ class Runner:
 
     def __init__(self, scoring: Scoring, placement: Placement, model: BaseModel | None = None) -> None:
         self.scoring, self.placement = scoring, placement
-        self.model = threads.fitted(
-            lambda: (
-                model
-                or catalogue.load(
-                    scoring.base,
-                    revision=scoring.revision,
-                    precision=scoring.precision,
-                    device=placement.device,
-                    save_memory=placement.save_memory,
-                )
-            ),
-            placement.threads,
-        )
+        self.model = model_of(scoring.base, scoring.revision, scoring.precision, placement, model)
         self.spaces = [
             features.load(name, space.source, space.digest, self.model.device)
             for name, space in scoring.features.items()

@@ -94,19 +94,7 @@ class Runner:
         self.recipe, self.placement = recipe, placement
         self.most = None if placement.pack == "auto" else placement.pack
         """pictures that share a batch; None until the device was asked, fewer once they did not fit"""
-        self.model = threads.fitted(
-            lambda: (
-                model
-                or catalogue.load(
-                    recipe.base,
-                    revision=recipe.revision,
-                    precision=recipe.precision,
-                    device=placement.device,
-                    save_memory=placement.save_memory,
-                )
-            ),
-            placement.threads,
-        )
+        self.model = model_of(recipe.base, recipe.revision, recipe.precision, placement, model)
 
     @property
     def base_digest(self) -> str:
@@ -269,6 +257,18 @@ def _of_all(digests: Iterable[str]) -> str:
     """One digest of several pictures or sentences, in their order; of one its own."""
     first, *others = digests
     return _sha256("\n".join([first, *others]).encode()) if others else first
+
+
+def model_of(
+    base: str, revision: str | None, precision: str, placement: Placement, model: BaseModel | None = None
+) -> BaseModel:
+    """The frozen base on its device, with the CPU threads that suit it; `model` where it is loaded already."""
+
+    def loaded() -> BaseModel:
+        where = {"device": placement.device, "save_memory": placement.save_memory}
+        return model or catalogue.load(base, revision=revision, precision=precision, **where)
+
+    return threads.fitted(loaded, placement.threads)
 
 
 def beginnings(job: Job) -> dict[str, Tensor]:
