@@ -124,6 +124,7 @@ class Size(Settings):
     seeds: int | None = None
     steps: int | None = None
     samples: int | None = None
+    pack: int | None = None
 
 
 QUICK, FULL = Size(pictures=2, seeds=1, steps=10, samples=1), Size()
@@ -142,8 +143,7 @@ def build(
     cells = [
         cell.model_copy(update={"recipe": adjust(cell.recipe, steps=size.steps, base=base)}) for cell in study.cells
     ]
-    sized = {"pictures": size.pictures, "seeds": size.seeds, "samples": size.samples, "steps": size.steps}
-    changes = {key: value for key, value in sized.items() if value is not None}
+    changes = {key: value for key, value in size.model_dump().items() if value is not None}
     changes |= {"cells": tuple(cells), "split": split, "dataset": dataset, "name": name}
     return Study(**{key: getattr(study, key) for key in Study.model_fields} | changes)
 

@@ -42,6 +42,9 @@ def main(
     seeds: Annotated[int | None, typer.Option(min=1, help="times that each picture is learned; default: 5")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="of every recipe, instead of its own")] = None,
     samples: Annotated[int | None, typer.Option(min=0, help="pictures drawn of each word; default: 4")] = None,
+    pack: Annotated[
+        int | None, typer.Option(min=1, help="pictures learned and kept together; default: 6, a GPU wants more")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="base model; default: the recipes' own")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="learned instead of Scenes-MC, where the study compares recipes alone")
@@ -68,7 +71,7 @@ def main(
         if not listed:
             raise MCPLError("name a study")
         return
-    given = {"pictures": pictures, "seeds": seeds, "steps": steps, "samples": samples}
+    given = {"pictures": pictures, "seeds": seeds, "steps": steps, "samples": samples, "pack": pack}
     size = (QUICK if quick else FULL).model_copy(update={k: v for k, v in given.items() if v is not None})
     chosen = build(name, size, split, base, dataset)
     placement = {"cpus_per_worker": cpus_per_cell, "gpus_per_worker": gpus_per_cell, "device": device}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mcpl.data.pictures import fit
-from mcpl.evaluation.sampling import generate
+from mcpl.evaluation.sampling import generate_all
 from mcpl.learning.batch import draw_rows, make_job, make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.learning.settings import AttentionMask, LearningSettings, ReleaseMask
@@ -254,11 +254,11 @@ def test_15_monitoring_pictures_use_the_real_sentence(tiny, pixels, monkeypatch)
     from mcpl.evaluation import evaluate as module
 
     drawn = []
-    monkeypatch.setattr(module, "generate", lambda model, sentence, *rest: drawn.append(sentence) or generate(
-        model, sentence, *rest))  # fmt: skip
+    monkeypatch.setattr(module, "generate_all", lambda model, wishes, *rest: drawn.extend(
+        wish.sentence for wish in wishes) or generate_all(model, wishes, *rest))  # fmt: skip
     job = a_job(tiny, pixels)
     (result,) = Learner(tiny, Pack((job,)), SHARP.model_copy(update={"steps": 1})).run()
-    module.evaluate(tiny, job.sentence, result, samples=1)
+    module.evaluate(tiny, module.Subject(result, (module.Given(job.sentence),)), samples=1)
     assert job.sentence in drawn and plain(job.sentence) == "a red star left of a blue ring on a grey ground"
 
 

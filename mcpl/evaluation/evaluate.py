@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mcpl.evaluation.metrics import Scored, score
-from mcpl.evaluation.sampling import Sampling, alone, generate
+from mcpl.evaluation.sampling import Sampling, Wish, alone, generate_all
 from mcpl.evaluation.signs import check
 from mcpl.models.base import BaseModel
 from mcpl.prompts import parse
 from mcpl.seeds import derive_seed
 from mcpl.types import LearnedConcepts, Sentence
+
+if TYPE_CHECKING:
+    from mcpl.scenes.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -40,45 +44,74 @@ class Evaluation:
     """[n, H, W, 3] uint8, pictures of the whole sentence"""
 
 
+@dataclass(frozen=True)
+class Subject:
+    """Words to be scored, and what their scores need."""
+
+    learned: LearnedConcepts
+    pictures: tuple[Given, ...]
+    """what they were learned from; of a group all of its pictures, in order"""
+    before: Mapping[str, Tensor] = field(default_factory=dict)
+    """slug -> [k, D] that the words started from, where it is known"""
+    seed: int = 0
+    """of the noise, the same for every word"""
+    masked: bool = False
+    """whether the recipe masked the loss"""
+
+
 def evaluate(
-    model: BaseModel,
-    sentence: Sentence,
-    learned: LearnedConcepts,
-    *,
-    before: Mapping[str, Tensor] | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    truth: str | None = None,
-    samples: int = 0,
-    seed: int = 0,
-    sampling: Sampling = Sampling(),
-    masked: bool = False,
-    compose: bool = False,
-    further: Sequence[Given] = (),
+    model: BaseModel, subject: Subject, samples: int = 0, sampling: Sampling = Sampling(), compose: bool = False
 ) -> Evaluation:
-    """Metrics and failure signs of one picture, and `samples` pictures of each word (none are drawn for 0).
+    """`evaluate_all` of one."""
+    return evaluate_all(model, [subject], samples, sampling, compose)[0]
+
+
+def evaluate_all(
+    model: BaseModel,
+    subjects: Sequence[Subject],
+    samples: int = 0,
+    sampling: Sampling = Sampling(),
+    compose: bool = False,
+) -> list[Evaluation]:
+    """Metrics and failure signs of each, and `samples` pictures of each word (none are drawn for 0).
 
     Of a group, a metric is the mean over the pictures where it applies, and a sign is seen where one of them shows it.
-
-    before: slug -> [k, D] that the words started from, where it is known; masks: slug -> [H, W] 0/1; truth: the
-    rendered scene's JSON, where the picture is one: only then is there a judge who can say whether a picture shows the
-    right object; seed: of the noise, the same for every word; masked: whether the recipe masked the loss; compose: draw
-    the words together in a new sentence too, for the judge; further: a group's other pictures, in order.
+    Only where a picture's truth is a rendered scene is there a judge who can say whether a drawn one shows the right
+    object. compose: draw the words together in a new sentence too, for the judge.
     """
-    pictures = (Given(sentence, masks or {}, truth), *further)
     if not samples:
-        return Evaluation(_measured(learned, pictures, masked))
-    now = {c.concept.slug: c.vectors for c in learned.concepts}
-    words = {c.concept.slug: alone(c.concept) for c in learned.concepts}
+        return [Evaluation(_measured(subject)) for subject in subjects]
+    drawings = [_Drawings(subject, compose) for subject in subjects]
+    wishes = [wish for each in drawings for wish in each.wishes.values()]
+    drawn = iter(generate_all(model, wishes, samples, sampling))
+    return [each.scored({name: next(drawn) for name in each.wishes}) for each in drawings]
 
-    def drawn(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {slug: generate(model, words[slug], vectors, samples, seed, sampling) for slug in vectors}
 
-    after, start = drawn(now), drawn(before or {})
-    together = generate(model, sentence, now, samples, seed, sampling)
-    judged = _judged(pictures, after, start)
-    if truth and compose:
-        judged |= _composed(model, sentence, truth, now, samples, seed, sampling)
-    return Evaluation(_measured(learned, pictures, masked, judged), after, start, together)
+class _Drawings:
+    """What is drawn of a subject, by name, and what the drawn pictures say of it."""
+
+    def __init__(self, subject: Subject, compose: bool) -> None:
+        self._subject = subject
+        first, learned = subject.pictures[0], subject.learned
+        now = {c.concept.slug: c.vectors for c in learned.concepts}
+        words = {c.concept.slug: alone(c.concept) for c in learned.concepts}
+        self._new = _new_scene(first, subject.seed) if compose else None
+        asked = {("after", slug): (words[slug], now) for slug in now}
+        asked |= {("start", slug): (words[slug], subject.before) for slug in subject.before}
+        asked["together", ""] = first.sentence, now
+        if self._new:
+            asked["new", ""] = parse(self._new[0]), now
+        self.wishes = {name: Wish(sentence, vectors, subject.seed) for name, (sentence, vectors) in asked.items()}
+
+    def scored(self, pictures: Mapping[tuple[str, str], Tensor]) -> Evaluation:
+        """pictures: [n, H, W, 3] uint8 of every wish."""
+        after, start = (
+            {slug: own for (which, slug), own in pictures.items() if which == wanted} for wanted in ("after", "start")
+        )
+        judged = _judged(self._subject.pictures, after, start)
+        if self._new:
+            judged |= {"composition": _composed(pictures["new", ""], self._new[1])}
+        return Evaluation(_measured(self._subject, judged), after, start, pictures["together", ""])
 
 
 def signs(learned: LearnedConcepts, masked: bool) -> dict[str, float]:
@@ -87,11 +120,12 @@ def signs(learned: LearnedConcepts, masked: bool) -> dict[str, float]:
     return _together((check(Scored(learned.of_picture(n), masked=masked)) for n in pictures), max)
 
 
-def _measured(
-    learned: LearnedConcepts, pictures: Sequence[Given], masked: bool, judged: Mapping[str, dict[str, float]] = {}
-) -> dict[str, float]:
+def _measured(subject: Subject, judged: Mapping[str, dict[str, float]] = {}) -> dict[str, float]:
     """Every metric and sign that applies, over the pictures of a job."""
-    seen = [Scored(learned.of_picture(n), own.masks, masked=masked, **judged) for n, own in enumerate(pictures)]
+    seen = [
+        Scored(subject.learned.of_picture(n), own.masks, masked=subject.masked, **judged)
+        for n, own in enumerate(subject.pictures)
+    ]
     if len(seen) == 1:
         return score(seen[0]) | check(seen[0])
     return _together(map(score, seen), _mean) | _together(map(check, seen), max)
@@ -135,13 +169,17 @@ def _judged(pictures: Sequence[Given], after: Mapping[str, Tensor], start: Mappi
     return found
 
 
-def _composed(model: BaseModel, sentence: Sentence, truth: str, now, samples: int, seed: int, sampling) -> dict:
+def _new_scene(given: Given, seed: int) -> tuple[str, Scene] | None:
+    """A new sentence with the words, and the scene that it asks for; None where no truth is known, or one word."""
+    if not given.truth:
+        return None
     from mcpl.evaluation import judging
     from mcpl.scenes.scene import Scene
 
-    asked = judging.new_scene(sentence, Scene.from_json(truth), derive_seed(seed, "composition"))
-    if asked is None:
-        return {}
-    text, scene = asked
-    pictures = generate(model, parse(text), now, samples, seed, sampling)
-    return {"composition": judging.composed(pictures.numpy(), scene)}
+    return judging.new_scene(given.sentence, Scene.from_json(given.truth), derive_seed(seed, "composition"))
+
+
+def _composed(pictures: Tensor, scene: Scene) -> float:
+    from mcpl.evaluation import judging
+
+    return judging.composed(pictures.numpy(), scene)

@@ -31,7 +31,7 @@ from mcpl.data.sources import Dataset
 from mcpl.data.storage import open_store
 from mcpl.errors import BankMismatch, ConfigError, ExampleError
 from mcpl.evaluation import features
-from mcpl.evaluation.evaluate import Evaluation, Given, evaluate
+from mcpl.evaluation.evaluate import Evaluation, Given, Subject, evaluate
 from mcpl.evaluation.sampling import Sampling, spoken
 from mcpl.models.base import BaseModel
 from mcpl.orchestration import fanout
@@ -221,20 +221,14 @@ class Runner:
             Given(told, _masks(row, example, self.model.facts.resolution), example.truth)
             for told, example in zip((sentence, *others), examples, strict=False)
         ]
-        evaluation = evaluate(
-            self.model,
-            sentence,
+        subject = Subject(
             row.learned,
-            before=before,
-            masks=given[0].masks if given else None,
-            truth=given[0].truth if given else None,
-            samples=self.scoring.samples,
-            seed=derive_seed(self.scoring.seed, row.id),
-            sampling=self.scoring.sampling,
-            masked=self.scoring.recipe.masks_loss if self.scoring.recipe else False,
-            compose=True,
-            further=given[1:],
+            tuple(given) or (Given(sentence),),
+            before or {},
+            derive_seed(self.scoring.seed, row.id),
+            self.scoring.recipe.masks_loss if self.scoring.recipe else False,
         )
+        evaluation = evaluate(self.model, subject, self.scoring.samples, self.scoring.sampling, compose=True)
         found: dict[tuple[str, str], np.ndarray] = {}
         now = {word.concept.slug: word.vectors for word in row.learned.concepts}
         for suffix, vectors in (("", now), ("_step0", before or {})):

@@ -24,7 +24,7 @@ import mcpl
 from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import aligned_mask, fit, fit_mask, load_picture
 from mcpl.errors import ExampleError, NothingToLearn, PackTooLarge
-from mcpl.evaluation.evaluate import Evaluation, Given, evaluate
+from mcpl.evaluation.evaluate import Evaluation, Given, Subject, evaluate_all
 from mcpl.learning.batch import make_shared_job
 from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
@@ -124,8 +124,9 @@ class Runner:
         `on_step(steps taken)` and `on_look(what is learned so far)` follow the optimisation."""
         started = time.monotonic()
         prepared = [self._prepared(asked) for asked in jobs]
-        learned = iter(self._learn([one.job for one in prepared if one.job], on_step, on_look))
-        outcomes = [self._scored(one, next(learned)) if one.job else Outcome(self._unusable(one)) for one in prepared]
+        usable = [one for one in prepared if one.job]
+        scored = iter(self._scored(usable, self._learn([one.job for one in usable], on_step, on_look)))
+        outcomes = [next(scored) if one.job else Outcome(self._unusable(one)) for one in prepared]
         share = (time.monotonic() - started) / max(1, len(jobs))
         return [self._stamped(outcome, share) for outcome in outcomes]
 
@@ -197,27 +198,28 @@ class Runner:
         skipped = all(isinstance(fault, NothingToLearn) for fault in prepared.faults.values())
         return self._row(prepared, "skipped" if skipped else "failed", prepared.reason)
 
-    def _scored(self, prepared: Prepared, learned: LearnedConcepts) -> Outcome:
-        if not all(word.vectors.isfinite().all() for word in learned.concepts):
-            reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
-            return Outcome(self._row(prepared, "failed", reason))
+    def _scored(self, prepared: Sequence[Prepared], learned: Sequence[LearnedConcepts]) -> list[Outcome]:
+        """A learned pack, drawn and scored together."""
+        finite = [all(word.vectors.isfinite().all() for word in words.concepts) for words in learned]
+        subjects = [
+            self._subject(one, words) for one, words, usable in zip(prepared, learned, finite, strict=True) if usable
+        ]
+        evaluations = iter(evaluate_all(self.model, subjects, self.placement.samples))
+        reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
+        return [
+            self._outcome(one, words, next(evaluations)) if usable else Outcome(self._row(one, "failed", reason))
+            for one, words, usable in zip(prepared, learned, finite, strict=True)
+        ]
+
+    def _subject(self, prepared: Prepared, learned: LearnedConcepts) -> Subject:
         job, side = prepared.job, self.model.facts.resolution
-        first, *further = (
+        pictures = tuple(
             Given(look.sentence, masks_of(example, side), example.truth)
             for look, example in zip(job.looks, prepared.used, strict=True)
         )
-        evaluation = evaluate(
-            self.model,
-            first.sentence,
-            learned,
-            before=beginnings(job),
-            masks=first.masks,
-            truth=first.truth,
-            samples=self.placement.samples,
-            seed=derive_seed(job.seed, "samples"),
-            masked=self.recipe.masks_loss,
-            further=further,
-        )
+        return Subject(learned, pictures, beginnings(job), derive_seed(job.seed, "samples"), self.recipe.masks_loss)
+
+    def _outcome(self, prepared: Prepared, learned: LearnedConcepts, evaluation: Evaluation) -> Outcome:
         row = self._row(prepared, "learned", prepared.reason, learned=learned, metrics=evaluation.metrics)
         return Outcome(row, prepared.job, learned, evaluation)
 

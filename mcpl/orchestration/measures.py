@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mcpl.evaluation import judging
-from mcpl.evaluation.sampling import generate, spoken
+from mcpl.evaluation.sampling import Wish, generate_all, spoken
 from mcpl.orchestration.job import Outcome, Runner
 from mcpl.prompts import said
 from mcpl.scenes.grammar import caption
@@ -63,9 +63,11 @@ def new_sentences(learn: Runner, example: Example, outcome: Outcome) -> dict[str
     vectors = {c.concept.slug: c.vectors for c in outcome.learned.concepts}
     seed = derive_seed(example.id, "new sentences")  # the same sentences and noise in every cell
     asked = dict(sentences(outcome.job.sentence, Scene.from_json(example.truth), seed))
+    wishes = [Wish(said(text), vectors, seed) for text, _ in asked.values()]
+    drawn = generate_all(learn.model, wishes, samples)
     return {
-        name: judging.composed(generate(learn.model, said(text), vectors, samples, seed).numpy(), scene)
-        for name, (text, scene) in asked.items()
+        name: judging.composed(pictures.numpy(), scene)
+        for (name, (_, scene)), pictures in zip(asked.items(), drawn, strict=True)
     }
 
 

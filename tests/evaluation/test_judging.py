@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mcpl.evaluation import judging
-from mcpl.evaluation.evaluate import evaluate
+from mcpl.evaluation.evaluate import Given, Subject, evaluate
 from mcpl.prompts import parse
 from mcpl.scenes.judge import matches
 from mcpl.scenes.render import render
@@ -83,11 +83,12 @@ def test_a_picture_is_scored_without_its_job(tiny):
         0,
         0,
     )
-    plain = evaluate(tiny, TOLD, learned, samples=2, truth=SCENE.to_json())
+    pictures = (Given(TOLD, truth=SCENE.to_json()),)
+    plain = evaluate(tiny, Subject(learned, pictures), samples=2)
     assert {"right_object", "leak", "word_similarity"} <= plain.metrics.keys() and plain.alone["star"].shape[0] == 2
     assert not plain.alone_step0 and not {"right_object_step0", "composition"} & plain.metrics.keys()
     before = {"star": torch.ones(1, width), "ring": torch.ones(1, width)}
-    more = evaluate(tiny, TOLD, learned, samples=2, truth=SCENE.to_json(), before=before, compose=True)
+    more = evaluate(tiny, Subject(learned, pictures, before), samples=2, compose=True)
     assert {"right_object_step0", "leak_step0", "composition"} <= more.metrics.keys()
     assert torch.equal(more.alone["star"], plain.alone["star"]), "the noise depends on nothing else"
     assert torch.equal(more.alone_step0["star"], more.alone_step0["ring"]), "one vector, one noise"
