@@ -1,7 +1,7 @@
 """How close a step comes to what the machine can do: counted operations over measured rates.
 
     python -m benchmarks.roofline [--pack 8] [--recipe paper] [--seconds 8]
-    python -m benchmarks.roofline --gpu-bases sd15,sdxl --gpu-packs 1,2,4,8,16        # the second part, on a GPU
+    python -m benchmarks.roofline --part gpu --gpu-bases sd15,sdxl --gpu-packs 1,2,4,8,16 --gpu-compiled 8    # on a GPU
 
 Counted: floating-point operations of one step's matrix products, convolutions and attention, forwards and backwards (no
 gradient of weights is computed, so none is counted), and the fewest bytes that must move: every weight read once
@@ -10,9 +10,10 @@ same run, by the same process and threads: the rate of a large matrix product an
 counted operations over those that the matrix rate would have done in the step's time. A profile of some steps says
 where the time goes, by kind of operator. The last line is JSON.
 
-The second part learns with Stable Diffusion 1.5 and XL at their published sizes, random weights, bfloat16,
-channels-last, U-Net compiled, and compares with diffusers' own compiled U-Net forwards and backwards to its input. On a
-machine without a GPU it says "not measured"; `--rehearse` runs its code on the CPU with the small base, uncompiled.
+The second part learns with Stable Diffusion 1.5 and XL at their published sizes, random weights, bfloat16, and compares
+with diffusers' own U-Net forwards and backwards to its input, of the same rows: as the commands learn, and for packs of
+`--gpu-compiled` with the U-Net compiled. On a machine without a GPU it says "not measured"; `--rehearse` runs its code
+on the CPU with the small base, uncompiled.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class Compiled:
     """A compiled network for steps; everything else about it is asked of the network itself."""
 
     def __init__(self, network: nn.Module) -> None:
-        self._network, self._call = network, torch.compile(network)
+        self._network, self._call = network, torch.compile(network, dynamic=False)
 
     def __call__(self, *args, **kwargs):
         return self._call(*args, **kwargs)
@@ -228,68 +229,66 @@ def random_jobs(model: BaseModel, count: int, recipe: Recipe) -> tuple[Job, ...]
     )
 
 
-def gpu_case(model: BaseModel, pack: int, recipe: Recipe, seconds: float, compiled: bool) -> dict:
-    """One pack size of a base on its device: a step, and the stock U-Net's forward and input-backward of its rows."""
+def gpu_case(model: BaseModel, pack: int, recipe: Recipe, seconds: float, rate: float, compiled: bool) -> dict:
+    """One pack size of a base on its device: a step, and the stock U-Net's forward and input-backward of its rows.
+
+    rate: operations per second of the device's best matrix product.
+    """
     device, on_gpu = model.device, model.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     jobs = random_jobs(model, pack, recipe)
     learner = under_way(model, jobs, recipe, steps=1)  # the first look reads maps, uncompiled
     count, network = counted(learner), model._unet
-    try:
-        if compiled:
-            model._unet = Compiled(network)
-        learner.advance()
-        step = best_of(learner.advance, seconds, device)
-    finally:
-        model._unet = network
-    peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     rows = pack * recipe.batch
     noisy = torch.randn((rows, *model.facts.latent_shape), device=device, dtype=model.dtype)
     timesteps = torch.randint(0, 1000, (rows,), device=device)
     given = model.unconditional()
     hidden = given.hidden.expand(rows, -1, -1).clone().requires_grad_()
     extra = {name: value.expand(rows, *value.shape[1:]).clone() for name, value in given.extra.items()}
-    call = torch.compile(network) if compiled else network
 
     def stock() -> None:
-        model._unet = call
-        try:
-            prediction = model.predict(noisy, timesteps, type(given)(hidden, extra))
-        finally:
-            model._unet = network
+        prediction = model.predict(noisy, timesteps, type(given)(hidden, extra))
         torch.autograd.grad(prediction.float().square().mean(), hidden)
 
-    stock_step = best_of(stock, seconds, device)
-    rate = matrix_rate(device, model.dtype)
+    started = time.monotonic()
+    model._unet = Compiled(network) if compiled else network
+    try:
+        learner.advance()
+        _wait(device)
+        warm = time.monotonic() - started
+        step = best_of(learner.advance, seconds, device)
+        peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+        stock_step = best_of(stock, seconds, device)
+    finally:
+        model._unet = network
     return {
-        "pack": pack, "rows": rows, "step_s": round(step, 5), "stock_unet_s": round(stock_step, 5),
-        "of_stock": round(stock_step / step, 3), "utilisation": round(count.operations / rate / step, 3),
-        "tflop_per_step": round(count.operations / 1e12, 3), "matrix_tflops": round(rate / 1e12, 2),
+        "pack": pack, "rows": rows, "compiled": compiled, "first_step_s": round(warm, 1), "step_s": round(step, 5),
+        "stock_unet_s": round(stock_step, 5), "of_stock": round(stock_step / step, 3),
+        "utilisation": round(count.operations / rate / step, 3), "tflop_per_step": round(count.operations / 1e12, 3),
         "peak_gb": round(peak / 1e9, 2), "pictures_per_gpu_hour_200_steps": round(3600 * pack / (200 * step), 1),
     }  # fmt: skip
 
 
-def gpu(bases: list[str], packs: list[int], seconds: float) -> dict | str:
-    """Every base and pack size that fits; the pack of best utilisation of each."""
+def gpu(bases: list[str], packs: list[int], compiled: list[int], seconds: float) -> dict | str:
+    """Every base and pack size that fits; the case of best utilisation of each."""
     if not torch.cuda.is_available():
         return "not measured"
     from benchmarks.memory import full_size
 
     recipe, found = endless("paper"), {}
+    rate = matrix_rate(torch.device("cuda"), torch.bfloat16)
     for base in bases:
         model, cases = full_size(base, "bfloat16", "cuda"), []
-        model._unet.to(memory_format=torch.channels_last)
-        for pack in packs:
+        for pack, whether in [*((k, False) for k in packs), *((k, True) for k in compiled)]:
             try:
-                cases.append(gpu_case(model, pack, recipe, seconds, compiled=True))
+                cases.append(gpu_case(model, pack, recipe, seconds, rate, whether))
             except torch.OutOfMemoryError:
-                cases.append({"pack": pack, "error": "does not fit"})
-                break
+                cases.append({"pack": pack, "compiled": whether, "error": "does not fit"})
             print(f"{base}: {json.dumps(cases[-1])}", flush=True)
             torch.cuda.empty_cache()
         fitting = [case for case in cases if "error" not in case]
-        found[base] = {"device": torch.cuda.get_device_name(), "cases": cases}
+        found[base] = {"device": torch.cuda.get_device_name(), "matrix_tflops": round(rate / 1e12, 1), "cases": cases}
         if fitting:
             found[base]["best"] = max(fitting, key=lambda case: case["utilisation"])
         del model
@@ -301,7 +300,11 @@ def rehearsal(seconds: float) -> dict:
     """The second part's code on the small base and the CPU."""
     recipe = endless("paper")
     model, _ = scene_jobs(recipe, 1)
-    return gpu_case(model, 1, recipe, seconds, compiled=False)
+    return gpu_case(model, 1, recipe, seconds, matrix_rate(model.device, model.dtype), compiled=False)
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
 
 def main() -> None:
@@ -310,22 +313,30 @@ def main() -> None:
     parser.add_argument("--recipe", default="paper")
     parser.add_argument("--seconds", type=float, default=8, help="to time each step for")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--part", choices=("both", "cpu", "gpu"), default="both", help="which of the two to run")
     parser.add_argument("--gpu-bases", default="sd15,sdxl")
     parser.add_argument("--gpu-packs", default="1,2,4,8,16")
+    parser.add_argument("--gpu-compiled", default="8", help="packs that are learned with the U-Net compiled, too")
     parser.add_argument("--rehearse", action="store_true", help="run the second part's code on the CPU, small base")
     parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    found = cpu(given.pack, endless(given.recipe), given.seconds)
-    for name, value in found.items():
-        print(f"{name}: {value}")
+    first = None
+    if given.part != "gpu":
+        first = cpu(given.pack, endless(given.recipe), given.seconds)
+        for name, value in first.items():
+            print(f"{name}: {value}")
     second = (
-        rehearsal(given.seconds)
-        if given.rehearse
-        else gpu(given.gpu_bases.split(","), [int(k) for k in given.gpu_packs.split(",")], given.seconds)
+        "not asked for"
+        if given.part == "cpu"
+        else (
+            rehearsal(given.seconds)
+            if given.rehearse
+            else gpu(given.gpu_bases.split(","), numbers(given.gpu_packs), numbers(given.gpu_compiled), given.seconds)
+        )
     )
     say({
-        "ratio": found["utilisation"], "cpu": found, "gpu": second, "recipe": given.recipe,
+        "ratio": first and first["utilisation"], "cpu": first, "gpu": second, "recipe": given.recipe,
     }, "benchmarks.roofline", given.write, BASE, JUDGE)  # fmt: skip
 
 
