@@ -24,11 +24,9 @@ def join_slots(slot_ids: Sequence[Tensor], slots: Sequence[int]) -> Tensor:
 
     slot_ids[j]: [b, L] local to job j;  slots[j]: how many learned rows job j owns.
     """
-    offset, joined = 0, []
-    for local, count in zip(slot_ids, slots, strict=True):
-        joined.append(torch.where(local >= 0, local + offset, local))
-        offset += count
-    return torch.cat(joined)
+    joined, before = torch.cat(tuple(slot_ids)), torch.tensor(slots).cumsum(0) - torch.tensor(slots)
+    offsets = before.repeat_interleave(torch.tensor([len(local) for local in slot_ids]))[:, None]
+    return torch.where(joined >= 0, joined + offsets, joined)
 
 
 def mean_by_job(values: Tensor, job_ids: Tensor, jobs: int) -> Tensor:

@@ -19,9 +19,9 @@ Items = Mapping[str, SceneObject]
 
 
 @cache
-def judge() -> Judge:
-    """The judge that ships with the package, read from disk once."""
-    return Judge.load()
+def judge(device: str = "cpu") -> Judge:
+    """The judge that ships with the package, read from disk once for each device."""
+    return Judge.load().to(device)
 
 
 def items(sentence: Sentence, scene: Scene) -> dict[str, SceneObject]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mcpl.errors import ConfigError
-from mcpl.models.base import BaseModel, joined
-from mcpl.packing import chunks
+from mcpl.models.base import BaseModel
+from mcpl.packing import chunks, join_slots
 from mcpl.prompts import parse, tokenize, word_positions
 from mcpl.settings import Settings
 from mcpl.types import Concept, Conditioning, Sentence
@@ -88,7 +88,8 @@ def generate_all(model: BaseModel, wishes: Sequence[Wish], n: int, sampling: Sam
 def drawn_together(model: BaseModel, wishes: Sequence[Wish], n: int, sampling: Sampling) -> tuple[Tensor, ...]:
     """`generate` for every wish, in one batch."""
     noise = torch.cat([_noise(model, n, wish.seed) for wish in wishes])
-    given = joined([repeated(condition(model, wish.sentence, wish.vectors), n) for wish in wishes])
+    given = conditions(model, [(wish.sentence, wish.vectors) for wish in wishes])
+    given = repeated(given, n)
     latents = model.sample(noise, given, model.unconditional(), sampling.steps, sampling.guidance)
     return model.decode_latents(latents).split(n)
 
@@ -103,10 +104,22 @@ def condition(model: BaseModel, sentence: Sentence, vectors: Mapping[str, Tensor
 
     Raises ConfigError for a word that is not among them, or was learned for another base.
     """
-    own = [_vectors_of(concept.slug, vectors, model).to(model.device) for concept in sentence.concepts]
-    learned = torch.cat(own) if own else torch.empty(0, model.facts.width, device=model.device)
-    prompt = tokenize(sentence, model.vocabulary, [len(rows) for rows in own], templates=("{}",))
-    return model.encode_prompts(prompt.token_ids.to(model.device), prompt.slot_ids.to(model.device), learned)
+    return conditions(model, [(sentence, vectors)])
+
+
+@torch.no_grad()
+def conditions(model: BaseModel, asked: Sequence[tuple[Sentence, Mapping[str, Tensor]]]) -> Conditioning:
+    """`condition` of several sentences, in one batch. [S, L, D']"""
+    own = [[_vectors_of(c.slug, vectors, model) for c in sentence.concepts] for sentence, vectors in asked]
+    prompts = [
+        tokenize(sentence, model.vocabulary, [len(rows) for rows in words], templates=("{}",))
+        for (sentence, _), words in zip(asked, own, strict=True)
+    ]
+    slots = join_slots([prompt.slot_ids for prompt in prompts], [sum(map(len, words)) for words in own])
+    learned = [rows for words in own for rows in words] or [torch.empty(0, model.facts.width)]
+    token_ids = torch.cat([prompt.token_ids for prompt in prompts])
+    there = model.device
+    return model.encode_prompts(token_ids.to(there), slots.to(there), torch.cat(learned).to(there))
 
 
 @torch.no_grad()
@@ -126,9 +139,9 @@ def spoken(model: BaseModel, concept: Concept, vectors: Mapping[str, Tensor]) ->
 
 
 def repeated(conditioning: Conditioning, n: int) -> Conditioning:
-    """The same for n pictures: [1, ...] -> [n, ...]."""
-    extra = {name: value.expand(n, *value.shape[1:]) for name, value in conditioning.extra.items()}
-    return Conditioning(conditioning.hidden.expand(n, -1, -1), extra)
+    """Each for n pictures, one after the other: [S, ...] -> [S n, ...]."""
+    extra = {name: value.repeat_interleave(n, dim=0) for name, value in conditioning.extra.items()}
+    return Conditioning(conditioning.hidden.repeat_interleave(n, dim=0), extra)
 
 
 def _vectors_of(slug: str, vectors: Mapping[str, Tensor], model: BaseModel) -> Tensor:

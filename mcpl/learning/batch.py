@@ -243,24 +243,17 @@ def probe_rows(job: Job, settings: LearningSettings, total_timesteps: int) -> tu
 
 def pack_rows(pack: Pack, rows: Sequence[Rows], model: BaseModel) -> PackedBatch:
     """Join every job's rows into one U-Net batch; rows of a job are neighbours."""
-    pairs = list(zip(pack.jobs, rows, strict=True))
+    pairs, most = list(zip(pack.jobs, rows, strict=True)), range(max(len(job.concepts) for job in pack.jobs))
 
     def prompts(which: str) -> list[Tensor]:
-        return [
-            torch.stack([getattr(view.prompt, which)[t] for view, t in zip(r.views, r.templates.tolist(), strict=True)])
-            for r in rows
-        ]
+        return [_prompts(r, which) for r in rows]
 
-    objects = torch.zeros(
-        sum(len(r.views) for r in rows), max(len(job.concepts) for job in pack.jobs), dtype=torch.bool
-    )
-    for row, view in enumerate(view for r in rows for view in r.views):
-        objects[row, list(view.objects)] = True
+    objects = torch.tensor([[c in view.objects for c in most] for r in rows for view in r.views])
     concept_ids = torch.cat(prompts("concept_ids"))
     distinct, prompt_ids = _said(rows)
-    there = partial(_sent, device=model.device)
+    there = partial(sent, device=model.device)
     return PackedBatch(
-        latents=torch.stack([job.latents[view.picture] for job, r in pairs for view in r.views]),
+        latents=torch.cat([_shown(job, r) for job, r in pairs]),
         noise=there(torch.cat([r.noise for _, r in pairs]).to(model.dtype)),
         timesteps=there(torch.cat([r.timesteps for _, r in pairs])),
         token_ids=there(torch.cat(prompts("token_ids"))),
@@ -276,6 +269,22 @@ def pack_rows(pack: Pack, rows: Sequence[Rows], model: BaseModel) -> PackedBatch
     )
 
 
+def _prompts(rows: Rows, which: str) -> Tensor:
+    """One field of the rows' prompts. [b, L]"""
+    if len({id(view) for view in rows.views}) == 1:
+        return getattr(rows.views[0].prompt, which)[rows.templates]
+    return torch.stack(
+        [getattr(view.prompt, which)[t] for view, t in zip(rows.views, rows.templates.tolist(), strict=True)]
+    )
+
+
+def _shown(job: Job, rows: Rows) -> Tensor:
+    """The latents of the rows' pictures. [b, C, h, w]"""
+    if len(job.latents) == 1:
+        return job.latents.expand(len(rows.views), -1, -1, -1)
+    return torch.stack([job.latents[view.picture] for view in rows.views])
+
+
 def _said(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
     """The first row of every different prompt [U], and which of these each row says [B]."""
     said: dict[tuple[int, int, int], int] = {}
@@ -285,9 +294,10 @@ def _said(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
         for view, template in zip(own.views, own.templates.tolist(), strict=True)
     ]
     prompt_ids = [said.setdefault(key, len(said)) for key in keys]
-    return torch.tensor([keys.index(key) for key in said]), torch.tensor(prompt_ids)
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
+    return torch.tensor([first[key] for key in said]), torch.tensor(prompt_ids)
 
 
-def _sent(values: Tensor, device: torch.device) -> Tensor:
+def sent(values: Tensor, device: torch.device) -> Tensor:
     """On the device; nobody waits for a copy to a GPU."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

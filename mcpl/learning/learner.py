@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mcpl.errors import BankMismatch
-from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows
+from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows, sent
 from mcpl.learning.settings import LearningSettings, ReleaseMask
 from mcpl.learning.step import Look, RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models.base import BaseModel
@@ -83,6 +83,8 @@ class Learner:
         self._tracks = [_Track(torch.Generator().manual_seed(job.seed)) for job in pack.jobs]
         self._probe_rows = [probe_rows(job, settings, len(model.alphas_cumprod)) for job in pack.jobs]
         self._last_look = -1
+        self._masks: dict[tuple, Tensor] = {}
+        """masks of rows, on the device; a look makes them anew"""
         self._unread: list[tuple[list[_Track], StepOutput]] = []
         """what steps have reported since the last look, still on the device"""
 
@@ -137,8 +139,7 @@ class Learner:
             group["lr"] = settings.lr * min(1.0, (self.step_number + 1) / (settings.lr_warmup + 1))
         self._adam.step()
         if settings.fixed_norm:
-            for j in active:
-                _project(self._rows[j], self._lengths[j])
+            _project(own, [self._lengths[j] for j in active])
         self.step_number += 1
         for track in tracks:
             track.steps += 1
@@ -163,12 +164,25 @@ class Learner:
         pairs = [(track, view) for track, rows in zip(tracks, drawn, strict=True) for view in rows.views]
         loss = objects = None
         if settings.on_loss and self.step_number >= settings.start:
-            loss = _for_rows(pairs, lambda track, view: row_mask(track.mask, view))
+            loss = self._for_rows(pairs, "loss", lambda track, view: row_mask(track.mask, view))
             if settings.outside:
                 loss = loss.clamp_min(settings.outside)
         if any(term.reads_maps for term in self.settings.terms.values()):
-            objects = _for_rows(pairs, lambda track, view: object_masks(track.small_mask, view, concepts))
+            objects = self._for_rows(
+                pairs, "objects", lambda track, view: object_masks(track.small_mask, view, concepts)
+            )
         return RowMasks(loss, objects)
+
+    def _for_rows(self, pairs: list[tuple[_Track, View]], of: str, make: Callable[[_Track, View], Tensor]) -> Tensor:
+        """One mask for each row, made once for all rows of a view, and sent again only where rows show other views.
+        [B, ...]"""
+        rows = tuple((of, id(track), id(view)) for track, view in pairs)
+        if rows not in self._masks:
+            for key, (track, view) in zip(rows, pairs, strict=True):
+                if key not in self._masks:
+                    self._masks[key] = make(track, view)
+            self._masks[rows] = sent(torch.stack([self._masks[key] for key in rows]), self.model.device)
+        return self._masks[rows]
 
     def results(self) -> list[LearnedConcepts]:
         """What every job has learned, with a last look at its maps and fixed-noise loss. Call it when `done`: in
@@ -207,7 +221,9 @@ class Learner:
     def _look(self) -> None:
         """Look at every job that has not stopped: curve, maps, masks, and whether to stop."""
         self._read()
+        self._masks.clear()
         active, mask = self._active, self.settings.looked_mask
+        norms = torch.stack([self._rows[j].detach().norm(dim=-1).mean() for j in active]).tolist()
         looks = probe(
             self.model,
             [self.pack.jobs[j] for j in active],
@@ -216,14 +232,14 @@ class Learner:
             self.settings.batch,
             mask,
         )
-        for j, look in zip(active, looks, strict=True):
+        for j, look, norm in zip(active, looks, norms, strict=True):
             job, row, track = self.pack.jobs[j], self._rows[j], self._tracks[j]
             track.last_maps = look.maps
             if track.first_maps is None:
                 track.first_maps = track.last_maps
             if mask:
                 self._refresh_mask(look, job, track)
-            track.curve.append(self._point(look, row, track))
+            track.curve.append(self._point(look, norm, track))
             if self.settings.stop:
                 self._judge(look, row, track)
         self._last_look = self.step_number
@@ -233,7 +249,7 @@ class Learner:
         if settings.source == "given":
             if track.mask is None:
                 side = look.maps.shape[-1]
-                track.mask = job.masks.to(job.latents)
+                track.mask = job.masks.to(job.latents.dtype)
                 track.small_mask = functional.adaptive_avg_pool2d(track.mask, side).gt(0.5).to(track.mask)
         else:
             mixed = look.mask_maps
@@ -255,12 +271,12 @@ class Learner:
             track.best_step, track.best_loss = self.step_number, loss
         track.stopped = track.misses >= stop.patience
 
-    def _point(self, look: Look, row: Tensor, track: _Track) -> CurvePoint:
+    def _point(self, look: Look, norm: float, track: _Track) -> CurvePoint:
         return CurvePoint(
             step=self.step_number,
             fixed_noise_loss=look.fixed_noise_loss,
             mask_area=track.area,
-            norm=float(row.detach().norm(dim=-1).mean()),
+            norm=norm,
             prompt_similarity=look.prompt_similarity,
         )
 
@@ -309,7 +325,9 @@ class Learner:
             track.generator.set_state(tensors[f"{j}.generator"])
             for name in _TENSORS:
                 value = tensors.get(f"{j}.{name}")
-                setattr(track, name, None if value is None else value.to(self.model.device))
+                setattr(track, name, value)
+            if track.best_rows is not None:
+                track.best_rows = track.best_rows.to(row)
             prefix = f"{j}.adam."
             state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
             if state:
@@ -332,19 +350,11 @@ def _words_by_picture(job: Job, rows: Tensor, last: Tensor, first: Tensor) -> li
     ]
 
 
-def _for_rows(pairs: list[tuple[_Track, View]], make: Callable[[_Track, View], Tensor]) -> Tensor:
-    """One mask for each row, made once for all rows of a view. [B, ...]"""
-    made: dict[tuple[int, int], Tensor] = {}
-    for track, view in pairs:
-        if (id(track), id(view)) not in made:
-            made[id(track), id(view)] = make(track, view)
-    return torch.stack([made[id(track), id(view)] for track, view in pairs])
-
-
-def _project(row: Tensor, length: Tensor) -> None:
+@torch.no_grad()
+def _project(rows: list[Tensor], lengths: list[Tensor]) -> None:
     """Bring each row back to the length that it started with (fixed norm, DTI)."""
-    with torch.no_grad():
-        row.mul_(length / row.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    scale = torch.cat(lengths) / torch.cat(rows).norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    torch._foreach_mul_(rows, list(scale.split([len(own) for own in rows])))
 
 
 def _at_least_float32(model: BaseModel) -> torch.dtype:

@@ -185,16 +185,17 @@ def _sights(model, jobs, views, rows, learned, rows_at_once, settings: Attention
         if times:
             refined.append(refine(maps, recording.affinity(), times).unflatten(0, (len(jobs), -1)))
         hidden.append(conditioning.hidden.unflatten(0, (len(jobs), -1))[:, 0])
-    loss = torch.cat(errors, dim=1).mean(dim=1)  # [J]
+    loss = torch.cat(errors, dim=1).mean(dim=1).tolist()  # [J]
     by_time = torch.cat(columns, dim=1)  # [J, t, slots, m, m], padded to the longest job
-    maps = by_time.mean(dim=1)
-    by_time = torch.cat(refined, dim=1) if times else by_time
+    maps = by_time.mean(dim=1).cpu()  # from here on job by job, which only the host is quick at
+    by_time = (torch.cat(refined, dim=1) if times else by_time).cpu()
+    states = hidden[0].cpu()
     sights = []
     for j, (job, view) in enumerate(zip(jobs, views, strict=True)):
         own = _by_concept(maps[j], job, view)
         looked = settings is not None and (times > 0 or settings.sharp)
         mask_maps = _over_time(by_time[j], job, view, settings.sharp) if looked else own
-        sights.append(_Sight(float(loss[j]), own, mask_maps, _largest_similarity(hidden[0][j], view)))
+        sights.append(_Sight(loss[j], own, mask_maps, _largest_similarity(states[j], view)))
     return sights
 
 
@@ -232,7 +233,7 @@ def cut_masks(maps: Tensor, job: Job, settings: AttentionMask) -> Tensor:
 
 def to_latents(masks: Tensor, job: Job) -> Tensor:
     """Masks [N, P, m, m] at the latents' resolution, [N, P, h, w]."""
-    return torch.stack([fit_to(own, tuple(job.latents.shape[-2:]))[:, 0] for own in masks]).to(job.latents)
+    return torch.stack([fit_to(own, tuple(job.latents.shape[-2:]))[:, 0] for own in masks]).to(job.latents.dtype)
 
 
 def row_mask(masks: Tensor, view: View) -> Tensor:
@@ -266,7 +267,7 @@ def _largest_similarity(hidden: Tensor, view: View) -> float:
     concept_ids, placed, present = view.prompt.concept_ids[0], view.prompt.placeholder[0], named(view.sentence)
     if len(present) < 2:
         return 0.0
-    means = torch.stack([hidden[(placed & (concept_ids == c)).to(hidden.device)].mean(dim=0) for c in present])
+    means = torch.stack([hidden[placed & (concept_ids == c)].mean(dim=0) for c in present])
     cosine = F.normalize(means.to(torch.promote_types(means.dtype, torch.float32)), dim=-1)
-    same = torch.eye(len(present), dtype=torch.bool, device=hidden.device)
+    same = torch.eye(len(present), dtype=torch.bool)
     return float((cosine @ cosine.T).masked_fill(same, -1).max())

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def fill_slots(embedded: Tensor, slot_ids: Tensor, learned: Tensor) -> Tensor:
     """Rows of `embedded` [B, L, D] replaced by learned[slot] [S, D] where slot_ids [B, L] >= 0."""
     if learned.shape[0] == 0:
         return embedded
-    rows = learned[slot_ids.clamp_min(0)].to(embedded.dtype)
-    return torch.where((slot_ids >= 0)[..., None], rows, embedded)
+    # row 0 is nobody's: the gradient passes it by, where indexing would add up zeros for every ordinary token
+    rows = F.embedding(slot_ids + 1, F.pad(learned, (0, 0, 1, 0)), padding_idx=0)
+    return torch.where((slot_ids >= 0)[..., None], rows.to(embedded.dtype), embedded)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -119,9 +120,9 @@ class StableDiffusion:
     def device(self) -> torch.device:
         return self._unet.device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        return self._unet.dtype
+        return self._unet.dtype  # which walks through every module, each time
 
     def to(self, device: torch.device) -> StableDiffusion:
         """The same model, moved."""

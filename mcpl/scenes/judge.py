@@ -130,6 +130,11 @@ class Judge:
             raise ConfigError(f"{path} is no judge of this version ({told}): train it anew")
         return Judge(net)
 
+    def to(self, device: str) -> Judge:
+        """The same judge, moved."""
+        self.net.to(device)
+        return self
+
     def save(self, path: Path) -> None:
         """Write the weights as fp16."""
         state = {k: v.half().contiguous() for k, v in self.net.state_dict().items() if "num_batches" not in k}
@@ -141,13 +146,13 @@ class Judge:
 
         Mean and greatest of each cell feature over the picture.
         """
-        cells = self.net.trunk(_tensor(pictures)).flatten(2)
-        return torch.cat([cells.mean(2), cells.amax(2)], 1)
+        cells = self.net.trunk(self._tensor(pictures)).flatten(2)
+        return torch.cat([cells.mean(2), cells.amax(2)], 1).cpu()
 
     @torch.no_grad()
     def read(self, pictures: np.ndarray) -> list[Reading]:
         """What each of the pictures shows: uint8 [B, H, W, 3] to B readings."""
-        presence, *heads = self.net(_tensor(pictures))
+        presence, *heads = (values.cpu() for values in self.net(self._tensor(pictures)))
         presence = presence.sigmoid()
         peaks = presence == F.max_pool2d(presence, 2 * APART + 1, 1, APART)
         found: list[list[SeenObject]] = [[] for _ in pictures]
@@ -166,9 +171,10 @@ class Judge:
             )
         return [Reading(tuple(sorted(objects, key=lambda o: -o.confidence))) for objects in found]
 
+    def _tensor(self, pictures: np.ndarray) -> torch.Tensor:
+        there = next(self.net.parameters()).device
+        return torch.from_numpy(np.ascontiguousarray(pictures)).to(there).permute(0, 3, 1, 2).float() / 255
 
-def _tensor(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 def matches(reading: Reading, scene: Scene) -> Verdict:
