@@ -72,25 +72,28 @@ def evaluate_all(
     samples: int = 0,
     sampling: Sampling = Sampling(),
     compose: bool = False,
+    together: bool = True,
 ) -> list[Evaluation]:
     """Metrics and failure signs of each, and `samples` pictures of each word (none are drawn for 0).
 
     Of a group, a metric is the mean over the pictures where it applies, and a sign is seen where one of them shows it.
     Only where a picture's truth is a rendered scene is there a judge who can say whether a drawn one shows the right
-    object. compose: draw the words together in a new sentence too, for the judge.
+    object. compose: draw the words together in a new sentence too, for the judge; together: draw them in their own
+    sentence, which only a person looks at.
     """
     if not samples:
         return [Evaluation(_measured(subject)) for subject in subjects]
-    drawings = [_Drawings(subject, compose) for subject in subjects]
+    drawings = [_Drawings(subject, compose, together) for subject in subjects]
     wishes = [wish for each in drawings for wish in each.wishes.values()]
     drawn = iter(generate_all(model, wishes, samples, sampling))
-    return [each.scored({name: next(drawn) for name in each.wishes}) for each in drawings]
+    device = str(model.device)
+    return [each.scored({name: next(drawn) for name in each.wishes}, device) for each in drawings]
 
 
 class _Drawings:
     """What is drawn of a subject, by name, and what the drawn pictures say of it."""
 
-    def __init__(self, subject: Subject, compose: bool) -> None:
+    def __init__(self, subject: Subject, compose: bool, together: bool) -> None:
         self._subject = subject
         first, learned = subject.pictures[0], subject.learned
         now = {c.concept.slug: c.vectors for c in learned.concepts}
@@ -98,20 +101,21 @@ class _Drawings:
         self._new = _new_scene(first, subject.seed) if compose else None
         asked = {("after", slug): (words[slug], now) for slug in now}
         asked |= {("start", slug): (words[slug], subject.before) for slug in subject.before}
-        asked["together", ""] = first.sentence, now
+        if together:
+            asked["together", ""] = first.sentence, now
         if self._new:
             asked["new", ""] = parse(self._new[0]), now
         self.wishes = {name: Wish(sentence, vectors, subject.seed) for name, (sentence, vectors) in asked.items()}
 
-    def scored(self, pictures: Mapping[tuple[str, str], Tensor]) -> Evaluation:
-        """pictures: [n, H, W, 3] uint8 of every wish."""
+    def scored(self, pictures: Mapping[tuple[str, str], Tensor], device: str) -> Evaluation:
+        """pictures: [n, H, W, 3] uint8 of every wish; device: the judge's."""
         after, start = (
             {slug: own for (which, slug), own in pictures.items() if which == wanted} for wanted in ("after", "start")
         )
-        judged = _judged(self._subject.pictures, after, start)
+        judged = _judged(self._subject.pictures, after, start, device)
         if self._new:
             judged |= {"composition": _composed(pictures["new", ""], self._new[1])}
-        return Evaluation(_measured(self._subject, judged), after, start, pictures["together", ""])
+        return Evaluation(_measured(self._subject, judged), after, start, pictures.get(("together", "")))
 
 
 def signs(learned: LearnedConcepts, masked: bool) -> dict[str, float]:
@@ -143,7 +147,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _judged(pictures: Sequence[Given], after: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict:
+def _judged(
+    pictures: Sequence[Given], after: Mapping[str, Tensor], start: Mapping[str, Tensor], device: str
+) -> dict[str, dict[str, float]]:
     """What the judge says of each word's pictures, as fields of `Scored`; of several pictures of the training set the
     first that shows a word's object says what it is. Nothing where no truth is known."""
     if not any(given.truth for given in pictures):
@@ -162,7 +168,7 @@ def _judged(pictures: Sequence[Given], after: Mapping[str, Tensor], start: Mappi
         right, leak = found[f"right_object{suffix}"], found[f"leak{suffix}"] = {}, {}
         for slug, (concept, item, scene) in asked.items():
             if slug in drawing:
-                readings = judging.judge().read(drawing[slug].numpy())
+                readings = judging.judge(device).read(drawing[slug].numpy())
                 right[slug] = judging.right(concept, item, readings)
                 share = judging.leak(concept, item, scene, readings)
                 leak |= {} if share is None else {slug: share}

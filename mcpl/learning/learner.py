@@ -136,7 +136,7 @@ class Learner:
         for row, gradient in zip(own, gradients, strict=True):
             row.grad = self._clipped(gradient)
         for group in self._adam.param_groups:
-            group["lr"] = settings.lr * min(1.0, (self.step_number + 1) / (settings.lr_warmup + 1))
+            group["lr"] = settings.lr_at(self.step_number)
         self._adam.step()
         if settings.fixed_norm:
             _project(own, [self._lengths[j] for j in active])

@@ -73,6 +73,9 @@ class LearningSettings(Settings):
     lr: float = Field(3e-4, gt=0, description="Adam's learning rate")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's; shrinks the rows, so none but for `release`")
     lr_warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    lr_decay: float = Field(
+        0.0, ge=0, le=1, description="share of the steps, the last, over which it falls to 0 in a line"
+    )
     clip_norm: float | None = Field(None, gt=0, description="largest gradient length of one job")
     stratified_timesteps: bool = Field(True, description="spread a step's time steps evenly over the schedule")
     attention_mask: AttentionMask | ReleaseMask | None = AttentionMask()
@@ -104,6 +107,12 @@ class LearningSettings(Settings):
         if "attention" in self.terms and not isinstance(self.attention_mask, AttentionMask):
             raise ValueError("term 'attention' needs masks: set attention_mask (on_loss: false leaves the loss whole)")
         return self
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / (self.lr_warmup + 1))
+        falling = self.lr_decay * self.steps
+        return self.lr * rise * (min(1.0, (self.steps - step) / falling) if falling else 1.0)
 
     @property
     def needs_masks(self) -> bool:

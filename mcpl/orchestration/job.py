@@ -107,7 +107,7 @@ class Runner:
         while left:
             size = self.pack_size(left)
             pack, left = left[:size], left[size:]
-            for outcome in self.outcomes(pack):
+            for outcome in self.outcomes(pack, looked_at=False):
                 rows.append(outcome.row)
                 if on_done:
                     on_done(outcome.row)
@@ -118,14 +118,17 @@ class Runner:
         jobs: Sequence[Example | Group],
         on_step: Callable[[int], None] | None = None,
         on_look: Callable[[list[LearnedConcepts]], None] | None = None,
+        looked_at: bool = True,
     ) -> list[Outcome]:
         """One pack's whole life; outcomes in the order of `jobs`.
 
-        `on_step(steps taken)` and `on_look(what is learned so far)` follow the optimisation."""
+        `on_step(steps taken)` and `on_look(what is learned so far)` follow the optimisation; looked_at: draw what no
+        score needs, too."""
         started = time.monotonic()
         prepared = [self._prepared(asked) for asked in jobs]
         usable = [one for one in prepared if one.job]
-        scored = iter(self._scored(usable, self._learn([one.job for one in usable], on_step, on_look)))
+        learned = self._learn([one.job for one in usable], on_step, on_look)
+        scored = iter(self._scored(usable, learned, looked_at))
         outcomes = [next(scored) if one.job else Outcome(self._unusable(one)) for one in prepared]
         share = (time.monotonic() - started) / max(1, len(jobs))
         return [self._stamped(outcome, share) for outcome in outcomes]
@@ -198,13 +201,15 @@ class Runner:
         skipped = all(isinstance(fault, NothingToLearn) for fault in prepared.faults.values())
         return self._row(prepared, "skipped" if skipped else "failed", prepared.reason)
 
-    def _scored(self, prepared: Sequence[Prepared], learned: Sequence[LearnedConcepts]) -> list[Outcome]:
+    def _scored(
+        self, prepared: Sequence[Prepared], learned: Sequence[LearnedConcepts], looked_at: bool
+    ) -> list[Outcome]:
         """A learned pack, drawn and scored together."""
         finite = [all(word.vectors.isfinite().all() for word in words.concepts) for words in learned]
         subjects = [
             self._subject(one, words) for one, words, usable in zip(prepared, learned, finite, strict=True) if usable
         ]
-        evaluations = iter(evaluate_all(self.model, subjects, self.placement.samples))
+        evaluations = iter(evaluate_all(self.model, subjects, self.placement.samples, together=looked_at))
         reason = f"learning diverged (numbers are not finite) at lr {self.recipe.lr:g}: lower it"
         return [
             self._outcome(one, words, next(evaluations)) if usable else Outcome(self._row(one, "failed", reason))

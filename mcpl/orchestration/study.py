@@ -225,7 +225,7 @@ def cell_reports(
 
 def _outcomes(study: Study, learn: Any, pack: Sequence[Example]) -> list[Outcome]:
     """A pack learned, with what is drawn where something is measured that no bank row keeps."""
-    return learn.outcomes(pack) if study.measures else [Outcome(row) for row in learn(pack)]
+    return learn.outcomes(pack, looked_at=False) if study.measures else [Outcome(row) for row in learn(pack)]
 
 
 def line(study: Study, cell: Cell, example: Example, outcome: Outcome, learn: Any) -> dict[str, Any]:

@@ -176,7 +176,6 @@ class Judge:
         return torch.from_numpy(np.ascontiguousarray(pictures)).to(there).permute(0, 3, 1, 2).float() / 255
 
 
-
 def matches(reading: Reading, scene: Scene) -> Verdict:
     """The verdict on a picture that was asked to show `scene`."""
     asked, seen = scene.objects, reading.objects
