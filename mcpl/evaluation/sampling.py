@@ -116,10 +116,10 @@ def conditions(model: BaseModel, asked: Sequence[tuple[Sentence, Mapping[str, Te
         for (sentence, _), words in zip(asked, own, strict=True)
     ]
     slots = join_slots([prompt.slot_ids for prompt in prompts], [sum(map(len, words)) for words in own])
-    learned = [rows for words in own for rows in words] or [torch.empty(0, model.facts.width)]
-    token_ids = torch.cat([prompt.token_ids for prompt in prompts])
     there = model.device
-    return model.encode_prompts(token_ids.to(there), slots.to(there), torch.cat(learned).to(there))
+    learned = [rows.to(there) for words in own for rows in words] or [torch.empty(0, model.facts.width, device=there)]
+    token_ids = torch.cat([prompt.token_ids for prompt in prompts])
+    return model.encode_prompts(token_ids.to(there), slots.to(there), torch.cat(learned))
 
 
 @torch.no_grad()
