@@ -90,7 +90,7 @@ def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Co
     """
     _check_alike([*banks, *against])
     methods = _methods(banks)
-    later = {bank.bank: bank.scores.metrics() for bank in (*banks, *against)}
+    later = {bank.bank: bank.metrics() for bank in (*banks, *against)}
     every = list(later.values())
     common = [id for id in every[0] if all(id in ids for ids in every)]
     if not common:
@@ -108,7 +108,7 @@ def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Co
 
 
 def _check_alike(banks: Sequence[Evaluated]) -> None:
-    digests = {next(bank.scores.rows(features=False)).base_digest for bank in banks}
+    digests = {bank.scores.settings["base_digest"] for bank in banks}
     if len(digests) > 1:
         raise BankMismatch(f"the banks belong to several bases ({', '.join(sorted(digests))}): compare banks of one")
     if len({bank.scores.fingerprint for bank in banks}) > 1:
@@ -145,7 +145,7 @@ def _read_metrics(
 
 def _features(bank: Evaluated, wanted: Iterable[str]) -> dict[str, Features]:
     kept = set(wanted)
-    return {row.id: row.features for row in bank.scores.rows() if row.id in kept}
+    return {row.id: row.features for row in bank.rows() if row.id in kept}
 
 
 def _compare(
@@ -219,13 +219,13 @@ def table(comparison: Comparison) -> str:
     """Markdown: every metric with its interval, what belongs to all pictures, then differences from the first."""
     out, methods = io.StringIO(), comparison.methods
     columns = [*methods, *([comparison.ceiling] if comparison.ceiling else [])]
-    settings = methods[0].banks[0].scores.settings
+    scored = methods[0].banks[0].scores
+    settings = scored.settings
     seeds = ", ".join(f"{m.label} {len(m.banks)}" for m in methods)
     print(
         f"{comparison.pictures} pictures that all banks scored; seeds: {seeds}. Base {settings['base']}"
-        f" {next(methods[0].banks[0].scores.rows(features=False)).base_digest}, evaluation"
-        f" {methods[0].banks[0].scores.fingerprint}: {settings['samples']} pictures of each word, seed"
-        f" {settings['seed']}, features {', '.join(settings['features']) or 'none'}. Means over pictures with 95 %"
+        f" {settings['base_digest']}, evaluation {scored.fingerprint}: {settings['samples']} pictures of each word,"
+        f" seed {settings['seed']}, features {', '.join(settings['features']) or 'none'}. Means over pictures with 95 %"
         " intervals by bootstrap over pictures; ± is the deviation of single pairs.\n",
         file=out,
     )
