@@ -160,10 +160,10 @@ def _compare(
         for space in _spaces(rows):
             own, bound = [_vectors(row, space) for row in rows], space.removesuffix(STEP0)
             those = [_vectors(bank[id], bound) for bank in truth]
-            pictures, name = bound != TEXT, _name(space)
-            _keep(method, name, id, fidelity.fidelity(own, those, pictures))
-            _keep(method, f"{name}_other", id, fidelity.to_another(own, those, pictures) if space == bound else None)
-            if pictures and space == bound and those:
+            meet, name = _meet(bound), _name(space)
+            _keep(method, name, id, fidelity.fidelity(own, those, meet))
+            _keep(method, f"{name}_other", id, fidelity.to_another(own, those, meet) if space == bound else None)
+            if bound != TEXT and space == bound and those:
                 _gather(sides, f"kid_{space}", own, those)
         for space in dict.fromkeys(space for row in rows for of, space in row if of == PICTURE):
             real = [row[PICTURE, space] for row in rows[:1]]
@@ -189,7 +189,7 @@ def _bound(ceiling: Method, truth: Sequence[Mapping[str, Features]], wanted: Seq
         for space in _spaces(rows):
             if not space.endswith(STEP0):
                 own = [_vectors(row, space) for row in rows]
-                _keep(ceiling, _name(space), id, fidelity.ceiling(own, space != TEXT))
+                _keep(ceiling, _name(space), id, fidelity.ceiling(own, _meet(space)))
 
 
 def _keep(method: Method, name: str, id: str, pairs: fidelity.Pairs | None) -> None:
@@ -208,6 +208,10 @@ def _spaces(rows: Sequence[Features]) -> list[str]:
 
 def _vectors(row: Features, space: str) -> fidelity.Vectors:
     return {of: values for (of, where), values in row.items() if where == space and of not in (TOGETHER, PICTURE)}
+
+
+def _meet(space: str) -> fidelity.Meet:
+    return fidelity.of_outputs if space == TEXT else fidelity.of_pictures
 
 
 def _name(space: str) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mcpl.data.pictures import load_picture
 from mcpl.data.storage import Store
-from mcpl.evaluation import statistics
+from mcpl.evaluation import fidelity, statistics
 from mcpl.orchestration.space import examples
 from mcpl.prompts import parse
 from mcpl.report import studies as drawing
@@ -130,13 +130,16 @@ def diverged(row: Row) -> bool:
 
 def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tuple[str, str, float]]:
     """Mean cosine to the ground truth over words and pairs of unequal seeds: pictures of one seed share their noise."""
-    which = {"prompt_fidelity": "states", "image_fidelity": "features"}[metric]
+    which, meet = {
+        "prompt_fidelity": ("states", fidelity.of_outputs),
+        "image_fidelity": ("features", fidelity.of_means),
+    }[metric]
     truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences == "masked-objects"}
     sets = {cell.name: cell.set for cell in study.cells}
-    known: dict[tuple[str, str], list[tuple[int, dict[str, np.ndarray]]]] = {}
+    known: dict[tuple[str, str], list[tuple[int, fidelity.Vectors]]] = {}
     for row in rows:
         if which in row:
-            own = dict(zip(row["words"], map(np.asarray, row[which]), strict=True))
+            own = dict(zip(row["words"], map(np.atleast_2d, row[which]), strict=True))
             known.setdefault((row["cell"], row["picture"]), []).append((row["seed"], own))
     for (cell, picture), seeds in known.items():
         truth = truths.get(sets[cell])
@@ -145,15 +148,8 @@ def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tupl
             others = [other for at, other in theirs if at != seed]
             if not others and cell != truth:  # one seed only
                 others = [other for _, other in theirs]
-            cosines = [_cosine(words[w], other[w], metric) for other in others for w in other if w in words]
-            if cosines:
-                yield cell, picture, float(np.mean(cosines))
-
-
-def _cosine(first: np.ndarray, second: np.ndarray, metric: str) -> float:
-    """Of two states; of two means of unit features, which is the mean over all pairs of pictures, as they are."""
-    product_ = float(first @ second)
-    return product_ if metric == "image_fidelity" else product_ / float(np.linalg.norm(first) * np.linalg.norm(second))
+            if pairs := fidelity.fidelity([words], others, meet):
+                yield cell, picture, pairs.mean
 
 
 def _mean(values: Mapping[str, float]) -> float:
