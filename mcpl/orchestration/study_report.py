@@ -362,12 +362,18 @@ SECTIONS: dict[str, Callable[[Study, Sequence[Row], Mapping[str, Scores]], str]]
 def figure_names(study: Study, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(file, what it shows) of each figure that the rows can fill."""
     told = {"dots": "scores of every cell", "curves": "scores over {x}", "masks": "where the words look"}
-    names = []
-    for number, figure in enumerate(study.figures):
-        if figure.kind == "masks" and not any("maps" in row for row in rows):
-            continue
-        names.append((f"figure-{number + 1}-{figure.kind}.png", told[figure.kind].format(x=figure.x)))
-    return names
+    return [
+        (f"figure-{number + 1}-{figure.kind}.png", told[figure.kind].format(x=figure.x))
+        for number, figure in enumerate(study.figures)
+        if _can_fill(study, rows, figure)
+    ]
+
+
+def _can_fill(study: Study, rows: Sequence[Row], figure: Figure) -> bool:
+    if figure.kind == "masks":
+        return any("maps" in row for row in rows)
+    cells = {cell.name for cell in _of(study, figure)}
+    return any(row["cell"] in cells and any(metric in row for metric in study.metrics) for row in rows)
 
 
 def pictures(study: Study, rows: Sequence[Row]) -> Iterator[tuple[str, Image.Image]]:
@@ -399,7 +405,12 @@ def _scored(study: Study, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[st
 
 
 def _of(study: Study, figure: Figure) -> list[Cell]:
-    return [cell for cell in study.cells if figure.of.items() <= cell.levels.items()]
+    """The cells that a figure is of."""
+    return [
+        cell
+        for cell in study.cells
+        if figure.of.items() <= cell.levels.items() and (figure.kind != "curves" or figure.x in cell.levels)
+    ]
 
 
 def _dots(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
@@ -408,7 +419,7 @@ def _dots(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
 
 
 def _curves(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
-    cells = [cell for cell in _of(study, figure) if figure.x in cell.levels]
+    cells = _of(study, figure)
     told = _scored(study, rows, cells)
     points: dict[str, dict[str, list[tuple[float, drawing.Score]]]] = {}
     for (metric, own), cell in product(told.items(), cells):
@@ -422,8 +433,9 @@ def _curves(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
 
 
 def _masks(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
-    seed = min(row["seed"] for row in rows)
-    own = [row for row in rows if "maps" in row and row["seed"] == seed]
+    mapped = [row for row in rows if "maps" in row]
+    seed = min(row["seed"] for row in mapped)
+    own = [row for row in mapped if row["seed"] == seed]
     wanted = list(dict.fromkeys(row["id"] for row in own))[:LOOKED_AT]
     shown = []
     for example in examples(() if study.dataset else study.sets, study.split, study.dataset, None):
