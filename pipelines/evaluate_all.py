@@ -4,6 +4,7 @@
     python pipelines/evaluate_all.py --bank URI [--bank URI ...] [--against URI ...] [--dataset URI] [--out URI]
     ray job submit --working-dir . -- python pipelines/evaluate_all.py --bank URI --workers N ...
 
+Where a run in MLflow tells of a bank whose learning is done, it is told the scores too: means, and the table of pictures.
 Every option may come from the environment instead, as MCPL_ and its name; several banks stand in one variable with
 spaces between. Exit codes: 0 done; 1 an error, told in one line; 3 more pictures failed than --max-failed-share; 4
 stopped by a signal before the end.
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 import typer
 
 from mcpl.cli.evaluate import EXIT_STOPPED, score
-from mcpl.cli.terminal import Device, Model, run
+from mcpl.cli.terminal import Device, Model, Tracker, TrackingUri, run
 from mcpl.config import Placement, parse, worker_counts
 from mcpl.errors import ConfigError
 
@@ -49,6 +50,8 @@ def main(
     cpus_per_worker: Annotated[float, typer.Option(help="what Ray sets aside for a worker")] = 1,
     max_failed_share: Annotated[float, typer.Option(help="a larger share of failed pictures gives exit code 3")] = 0.1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score recorded failures again")] = False,
+    tracker: Tracker = "mlflow",
+    tracking_uri: TrackingUri = None,
     inline: Annotated[bool, typer.Option("--inline", help="score in this process, without Ray")] = False,
     wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="the cluster adds nodes on demand")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the workers' logs")] = False,
@@ -75,6 +78,12 @@ def main(
     how = {"inline": inline, "wait_for_nodes": wait_for_nodes, "verbose": verbose}
     with contextlib.nullcontext() if inline else fanout.cluster(verbose):
         code = score(bank, against or (), asked, placed, out, print, **how)
+    if code != EXIT_STOPPED and tracker != "none":
+        from mcpl.orchestration.record import tell_scores
+
+        for told in dict.fromkeys([*bank, *(against or ())]):
+            if tell_scores(told, tracker, tracking_uri):
+                print(f"{told}: its MLflow run has the scores")
     raise typer.Exit(code)
 
 

@@ -25,7 +25,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.evaluation.metrics import Scored, score
 from mcpl.evaluation.sampling import Sampling
-from mcpl.orchestration import comparing, evaluating, fanout
+from mcpl.orchestration import comparing, evaluating, fanout, record
 from mcpl.orchestration.compaction import compact
 from mcpl.orchestration.evaluating import Asked, evaluate_bank, evaluate_banks, scoring_of
 from mcpl.orchestration.job import masks_of
@@ -439,6 +439,51 @@ def test_the_pipeline_does_the_same_from_its_environment(made, bank, monkeypatch
     with pytest.raises(SystemExit) as ended:
         run(evaluate_all.app, "evaluate_all")
     assert ended.value.code == 1 and "evaluate_all: nothing is at" in capsys.readouterr().err
+
+
+def test_the_run_of_a_bank_is_told_its_scores(made, tmp_path, migrated, tiny_base_dir, monkeypatch, capsys):
+    """In the run that learning opened; not before everything is learned."""
+    from mlflow import MlflowClient
+
+    from mcpl.cli.terminal import run
+    from pipelines import evaluate_all
+
+    shutil.copyfile(migrated, tmp_path / "mlflow.db")
+    config = RunConfig(
+        dataset=made.dataset,
+        output=str(tmp_path / "bank"),
+        recipe=adjust(load("plain"), base=str(tiny_base_dir)),
+        placement=PLACED,
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+    record.learn_dataset(config, runner=invented.NAME, inline=True)
+    client = MlflowClient(config.tracking_uri)
+    experiment = client.get_experiment_by_name("mcpl").experiment_id
+
+    def evaluate(*options: str) -> str:
+        arguments = ["--bank", config.output, "--samples", "0", "--features", "none", "--device", "cpu", "--inline"]
+        arguments += ["--tracking-uri", config.tracking_uri, *options]
+        monkeypatch.setattr("sys.argv", ["evaluate_all.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run(evaluate_all.app, "evaluate_all")
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    def told():
+        (one,) = client.search_runs([experiment])
+        return one.info.status, one.data.metrics.get("fidelity/word_similarity")
+
+    store, last = open_store(config.output), max(files(config.output))
+    part = store.get(last)
+    store.delete(last)
+    assert "has the scores" not in evaluate() + evaluate("--tracker", "none") and told() == ("FINISHED", None)
+    store.put(last, part)
+    assert f"{config.output}: its MLflow run has the scores" in evaluate()
+    mean = ScoredBank.open(config.output).summary().metrics["word_similarity"]
+    assert told() == ("FINISHED", pytest.approx(mean))
+    (one,) = client.search_runs([experiment])
+    kept = pq.read_table(client.download_artifacts(one.info.run_id, "pictures.parquet", str(tmp_path)))
+    assert len(kept) == PICTURES and "word_similarity" in kept.column_names
 
 
 def test_the_authors_layout_is_learned_and_scored(tmp_path, tiny_base_dir):
