@@ -4,7 +4,7 @@
     python pipelines/evaluate_all.py --bank URI [--bank URI ...] [--against URI ...] [--dataset URI] [--out URI]
     ray job submit --working-dir . -- python pipelines/evaluate_all.py --bank URI --workers N ...
 
-Where a run in MLflow tells of a bank whose learning is done, it is told the scores too: means, and the table of pictures.
+The MLflow run of a bank whose learning is done is told the scores too: means, and the table of pictures.
 Every option may come from the environment instead, as MCPL_ and its name; several banks stand in one variable with
 spaces between. Exit codes: 0 done; 1 an error, told in one line; 3 more pictures failed than --max-failed-share; 4
 stopped by a signal before the end.
@@ -78,7 +78,7 @@ def main(
     how = {"inline": inline, "wait_for_nodes": wait_for_nodes, "verbose": verbose}
     with contextlib.nullcontext() if inline else fanout.cluster(verbose):
         code = score(bank, against or (), asked, placed, out, print, **how)
-    if code != EXIT_STOPPED and tracker != "none":
+    if code != EXIT_STOPPED:
         from mcpl.orchestration.record import tell_scores
 
         for told in dict.fromkeys([*bank, *(against or ())]):

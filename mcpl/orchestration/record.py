@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from mcpl.config import Recipe, RunConfig
+from mcpl.config import RunConfig
 from mcpl.data.bank import Bank, PartGone, members
 from mcpl.data.scores import ScoredBank
 from mcpl.data.sources import Dataset
@@ -93,9 +93,11 @@ def tell_scores(bank: str, tracker: str = "mlflow", tracking_uri: str | None = N
     record = _record(store)
     if record is None or not read_plan(store).sizes().keys() <= parts_present(store):
         return False
-    recipe = json.loads(store.get(RUN))["recipe"]
+    plan = json.loads(store.get(RUN))
     server = {"uri": tracking_uri, "experiment": record.experiment, "home": home_of(store)}
-    with open_tracker(tracker, **server).start({}, {}, **_job(store, Recipe(**recipe))) as run:
+    with open_tracker(tracker, **server).start(
+        {}, {}, **_job(store, plan["recipe"]["name"], plan["fingerprint"])
+    ) as run:
         if run.listens:
             opened = ScoredBank.open(bank)
             log_scores(run, _summary(opened))
@@ -151,17 +153,17 @@ def _start(tracker: Tracker, config: RunConfig, store: Store, dataset: Dataset) 
         {"recipe": recipe.model_dump(mode="json"), "placement": config.placement.model_dump(mode="json")},
         {"recipe": recipe.name, "recipe_fingerprint": recipe.fingerprint, "commit": commit(), **versions()},
         DatasetInput(Path(config.dataset).name or config.dataset, config.dataset, dataset.digest, dataset.count),
-        **_job(store, recipe),
+        **_job(store, recipe.name, recipe.fingerprint),
     )
     _keep(run, store)
     return run
 
 
-def _job(store: Store, recipe: Recipe) -> dict[str, object]:
+def _job(store: Store, recipe: str, fingerprint: str) -> dict[str, object]:
     """By what an output's run is found, or called where there is none."""
     return {
-        "name": f"{Path(store.uri).name} {recipe.name}",
-        "job": f"{store.uri} {recipe.fingerprint}",
+        "name": f"{Path(store.uri).name} {recipe}",
+        "job": f"{store.uri} {fingerprint}",
         "resume": _record(store),
     }
 

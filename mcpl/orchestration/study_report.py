@@ -373,7 +373,7 @@ def _can_fill(study: Study, rows: Sequence[Row], figure: Figure) -> bool:
     if figure.kind == "masks":
         return any("maps" in row for row in rows)
     cells = {cell.name for cell in _of(study, figure)}
-    return any(row["cell"] in cells and any(metric in row for metric in study.metrics) for row in rows)
+    return any(cells & scores(study, rows, metric).keys() for metric in study.metrics)
 
 
 def pictures(study: Study, rows: Sequence[Row]) -> Iterator[tuple[str, Image.Image]]:
