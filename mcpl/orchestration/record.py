@@ -26,8 +26,10 @@ from mcpl.orchestration.reporting import single_page
 from mcpl.orchestration.showing import shown_rows
 from mcpl.report import figures
 from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_tracker, versions
+from mcpl.tracking.redaction import redact
 from mcpl.tracking.registry import Published, publish
 from mcpl.tracking.results import Summary, log_bank, log_scores, log_summary, picture_rows, score_table
+from mcpl.tracking.server import resolve_uri
 from mcpl.types import Provenance
 
 RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
@@ -88,16 +90,15 @@ def learn_dataset(
 
 def tell_scores(bank: str, tracker: str = "mlflow", tracking_uri: str | None = None) -> bool:
     """Tell the run that speaks for a bank what was scored since: means, and the table of pictures. Whether it was told:
-    not where no run speaks for it, and not before everything is learned, which ends with telling all that is known."""
+    not where no run on this server does, and not before everything is learned, which ends with telling all that is
+    known."""
     store = open_store(bank)
-    record = _record(store)
-    if record is None or not read_plan(store).sizes().keys() <= parts_present(store):
+    record, uri = _record(store), resolve_uri(tracking_uri, home_of(store))
+    if record is None or record.tracking_uri != redact(uri) or _unfinished(store):
         return False
     plan = json.loads(store.get(RUN))
-    server = {"uri": tracking_uri, "experiment": record.experiment, "home": home_of(store)}
-    with open_tracker(tracker, **server).start(
-        {}, {}, **_job(store, plan["recipe"]["name"], plan["fingerprint"])
-    ) as run:
+    server = open_tracker(tracker, uri=uri, experiment=record.experiment, home=home_of(store))
+    with server.start({}, {}, **_job(store, plan["recipe"]["name"], plan["fingerprint"])) as run:
         if run.listens:
             opened = ScoredBank.open(bank)
             log_scores(run, _summary(opened))
@@ -172,6 +173,10 @@ def _keep(run: Run, store: Store) -> None:
     """Which run speaks for the output, so that the same command goes on in it."""
     if run.record and run.record.opened:
         store.put(RECORD, run.record.to_json().encode())
+
+
+def _unfinished(store: Store) -> bool:
+    return not read_plan(store).sizes().keys() <= parts_present(store)
 
 
 def _to_tell(store: Store) -> dict[str, object]:

@@ -476,8 +476,11 @@ def test_the_run_of_a_bank_is_told_its_scores(made, tmp_path, migrated, tiny_bas
     store, last = open_store(config.output), max(files(config.output))
     part = store.get(last)
     store.delete(last)
-    assert "has the scores" not in evaluate() + evaluate("--tracker", "none") and told() == ("FINISHED", None)
+    silent = evaluate()
     store.put(last, part)
+    silent += evaluate("--tracker", "none") + evaluate("--tracking-uri", f"sqlite:///{tmp_path}/another.db")
+    assert "has the scores" not in silent and told() == ("FINISHED", None)
+    assert not (tmp_path / "another.db").exists()
     assert f"{config.output}: its MLflow run has the scores" in evaluate()
     mean = ScoredBank.open(config.output).summary().metrics["word_similarity"]
     assert told() == ("FINISHED", pytest.approx(mean))
