@@ -40,7 +40,7 @@ from mcpl.models.base import BaseModel
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import Runner as Learning
 from mcpl.orchestration.job import beginnings, commit, masks_of, model_of
-from mcpl.orchestration.plan import RUN, TALLY
+from mcpl.orchestration.plan import BASE, RUN, TALLY
 from mcpl.orchestration.showing import sentences_of
 from mcpl.seeds import derive_seed
 from mcpl.settings import Settings
@@ -205,7 +205,7 @@ def _forget_replaced(found: Evaluated) -> None:
             stale.append(part)
             gone |= any(row.id not in found.keys for row in rows)
     if stale:
-        names = reversed([entry.name for entry in store.list()]) if gone else (*stale, TALLY)
+        names = reversed([entry.name for entry in store.list()]) if gone else (*stale, TALLY, BASE)
         for name in names:  # a plan goes after its parts
             store.delete(name)
 
@@ -216,7 +216,7 @@ class Runner:
     def __init__(self, scoring: Scoring, placement: Placement, model: BaseModel | None = None) -> None:
         self.scoring, self.placement = scoring, placement
         self.model = model_of(scoring.base, scoring.revision, scoring.precision, placement, model)
-        self._check_base(scoring.base, scoring.base_digest)  # before it is claimed for the evaluation
+        self._check_base(scoring.base_digest)  # before it is claimed for the evaluation
         self.spaces = [
             features.load(name, space.source, space.digest, self.model.device)
             for name, space in scoring.features.items()
@@ -236,15 +236,15 @@ class Runner:
                 on_done(done[-1])
         return done
 
-    def _check_base(self, name: str, digest: str) -> None:
+    def _check_base(self, digest: str) -> None:
         if digest != self.base_digest:
             raise BankMismatch(
-                f"the words were learned with base {name} {digest}, and {self.model.facts.name} is {self.base_digest}:"
-                " scores need the base that the words were learned with; --model names its directory"
+                f"{self.model.facts.name} is base {self.base_digest}, and words were learned with base {digest}: scores"
+                " need the base that the words were learned with; --model names its directory"
             )
 
     def _row(self, row: BankRow) -> ScoreRow:
-        self._check_base(row.provenance.base, row.provenance.base_digest)
+        self._check_base(row.provenance.base_digest)
         started, about = time.monotonic(), {}
         try:
             evaluation, found = self._scored(row, self.pictures[row] if self.pictures else ())

@@ -25,6 +25,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.evaluation.metrics import Scored, score
 from mcpl.evaluation.sampling import Sampling
+from mcpl.models.stable_diffusion import files_digest
 from mcpl.orchestration import comparing, evaluating, fanout, record
 from mcpl.orchestration.compaction import compact
 from mcpl.orchestration.evaluating import Asked, evaluate_bank, evaluate_banks, scoring_of
@@ -421,6 +422,13 @@ def test_the_base_may_lie_elsewhere_now(made, bank, tmp_path, tiny_base_dir):
     with pytest.raises(BankMismatch, match="--model names its directory"):
         CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "other")], catch_exceptions=False)
     result = CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "moved")], catch_exceptions=False)
+    assert result.exit_code == 0 and f"{PICTURES} pictures scored" in result.output
+
+    for name in files(bank):  # all of it learned again on the other base
+        rows = decode(run.get(name))
+        known = files_digest(tmp_path / "other")
+        run.put(name, encode([replace(r, provenance=replace(r.provenance, base_digest=known)) for r in rows]))
+    result = CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "other")], catch_exceptions=False)
     assert result.exit_code == 0 and f"{PICTURES} pictures scored" in result.output
 
 
