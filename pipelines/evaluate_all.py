@@ -4,8 +4,10 @@
     python pipelines/evaluate_all.py --bank URI [--bank URI ...] [--against URI ...] [--dataset URI] [--out URI]
     ray job submit --working-dir . -- python pipelines/evaluate_all.py --bank URI --workers N ...
 
+The MLflow run of a bank whose learning is done is told the scores too: means, and the table of pictures.
 Every option may come from the environment instead, as MCPL_ and its name; several banks stand in one variable with
-spaces between. Exit codes: 0 done; 1 an error, told in one line; 4 stopped by a signal before the end.
+spaces between. Exit codes: 0 done; 1 an error, told in one line; 3 more pictures failed than --max-failed-share; 4
+stopped by a signal before the end.
 """
 
 from __future__ import annotations
@@ -20,11 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.terminal import Device, run
+from mcpl.cli.evaluate import EXIT_STOPPED, score
+from mcpl.cli.terminal import Device, Model, Tracker, TrackingUri, run
 from mcpl.config import Placement, parse, worker_counts
 from mcpl.errors import ConfigError
-
-EXIT_STOPPED = 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -40,13 +41,17 @@ def main(
     steps: Annotated[int, typer.Option(help="of drawing")] = 20,
     guidance: Annotated[float, typer.Option(help="classifier-free")] = 3.0,
     out: Annotated[str, typer.Option(help="folder or bucket for comparison.md, raw.parquet and figures")] = "",
+    model: Model = None,
     workers: Annotated[str, typer.Option(help="processes that score at once; 2:8 grows with the cluster")] = "1",
     shard_size: Annotated[int, typer.Option(help="pictures committed together; the first run fixes it")] = 64,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
     device: Device = "auto",
     gpus_per_worker: Annotated[float, typer.Option(help="may be a fraction; 0 scores on the CPU")] = 0,
     cpus_per_worker: Annotated[float, typer.Option(help="what Ray sets aside for a worker")] = 1,
+    max_failed_share: Annotated[float, typer.Option(help="a larger share of failed pictures gives exit code 3")] = 0.1,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="score recorded failures again")] = False,
+    tracker: Tracker = "mlflow",
+    tracking_uri: TrackingUri = None,
     inline: Annotated[bool, typer.Option("--inline", help="score in this process, without Ray")] = False,
     wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="the cluster adds nodes on demand")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the workers' logs")] = False,
@@ -60,25 +65,26 @@ def main(
         "device": device,
         "gpus_per_worker": gpus_per_worker,
         "cpus_per_worker": cpus_per_worker,
+        "max_failed_share": max_failed_share,
         "retry_failed": retry_failed,
     }
     placed = parse(Placement, placement, "options")
     from mcpl.evaluation.features import named
     from mcpl.evaluation.sampling import Sampling
-    from mcpl.orchestration import comparing, fanout, progress
-    from mcpl.orchestration.evaluating import Asked, evaluate_banks
+    from mcpl.orchestration import fanout
+    from mcpl.orchestration.evaluating import Asked
 
-    asked = Asked(dataset, named(features), samples, seed, Sampling(steps=steps, guidance=guidance))
+    asked = Asked(dataset, named(features), samples, seed, Sampling(steps=steps, guidance=guidance), model)
     how = {"inline": inline, "wait_for_nodes": wait_for_nodes, "verbose": verbose}
-    with progress.shown(what="scoring") as show, contextlib.nullcontext() if inline else fanout.cluster(verbose):
-        done, stopped = evaluate_banks([*bank, *(against or ())], asked, placed, print, on_progress=show, **how)
-    if stopped:
-        print("stopped: run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED)
-    found = comparing.compare(done[: len(bank)], done[len(bank) :])
-    print(comparing.table(found))
-    if out:
-        print(f"written to {out}: {', '.join(comparing.write(found, out, 'Learned words compared'))}")
+    with contextlib.nullcontext() if inline else fanout.cluster(verbose):
+        code = score(bank, against or (), asked, placed, out, print, **how)
+    if code != EXIT_STOPPED:
+        from mcpl.orchestration.record import tell_scores
+
+        for told in dict.fromkeys([*bank, *(against or ())]):
+            if tell_scores(told, tracker, tracking_uri):
+                print(f"{told}: its MLflow run has the scores")
+    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -23,7 +24,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mcpl.data.schema import BANK, BANK_VERSION, COMPARED_COLUMNS, CONCEPT, ROW_GROUP, UNCOMPARED_COLUMNS, VERSION_KEY
+from mcpl.data.schema import (
+    BANK,
+    BANK_VERSION,
+    COMPARED_COLUMNS,
+    CONCEPT,
+    ROW_GROUP,
+    UNCOMPARED_COLUMNS,
+    VERSION_KEY,
+    undamaged,
+)
 from mcpl.data.storage import Entry, Store, locate
 from mcpl.errors import ConfigError
 from mcpl.types import BankRow, Concept, CurvePoint, GroupPicture, LearnedConcept, LearnedConcepts, Provenance
@@ -45,6 +55,7 @@ __all__ = [
     "members",
     "outcomes",
     "part_name",
+    "readable",
     "rows_of",
     "shards_of",
 ]
@@ -109,7 +120,7 @@ def joined(parts: Iterable[tuple[int, bytes]]) -> bytes:
 
 def outcomes(store: Store, name: str) -> dict[int, list[tuple[str, str]]]:
     """Shard -> (id, status) of its rows, for each shard in a part or compact file; from those two columns alone."""
-    with store.reader(name) as file:
+    with store.reader(name) as file, readable(store.join(name)):
         parquet = pq.ParquetFile(file)
         table = parquet.read(columns=["id", "status"], use_threads=False)
         listed = (parquet.metadata.metadata or {}).get(SHARDS_KEY.encode())
@@ -209,9 +220,14 @@ def _ends(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.cumsum([0] + [each.size for each in arrays], dtype=np.int32)
 
 
+def readable(name: str) -> AbstractContextManager[None]:
+    """Reading a bank's file: ConfigError naming it, and what to do, where it is cut short or damaged."""
+    return undamaged(name, "; delete it, and the command that made the bank learns its pictures again")
+
+
 def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The table in an open Parquet file, its columns checked against this program's."""
-    try:
+    with readable(name):
         parquet = pq.ParquetFile(file)
         version = (parquet.schema_arrow.metadata or {}).get(VERSION_KEY)
         if version is None:
@@ -221,13 +237,6 @@ def _read(file, name: str, columns: Sequence[str] | None = None) -> pa.Table:
                 f"{name} has bank format {int(version)}, this mcpl reads up to {BANK_VERSION}: update mcpl"
             )
         table = parquet.read(columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
-        if isinstance(fault, ConnectionError | FileNotFoundError):
-            raise
-        reason = str(fault).splitlines()[0]
-        raise ConfigError(
-            f"{name} is cut short or damaged ({reason}); delete it and run the same command again to learn its pictures"
-        ) from None
     if "pictures" not in table.column_names and (columns is None or "pictures" in columns):  # of format 1
         table = table.append_column(BANK.field("pictures"), pa.nulls(len(table), BANK.field("pictures").type))
     return table
@@ -459,6 +468,12 @@ class Bank:
                         for c in found
                     ]
         return hits
+
+    def keys(self) -> dict[str, str]:
+        """Id of every learned row -> what identifies the work behind it (`Provenance.key`)."""
+        table = self.table(["id", "status", "key"])
+        table = table.filter(pc.equal(table["status"], "learned"))
+        return dict(zip(table["id"].to_pylist(), table["key"].to_pylist(), strict=True))
 
     def words(self) -> Counter[str]:
         """Learned words and in how many rows, pictures or groups, each was learned."""

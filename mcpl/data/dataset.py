@@ -25,7 +25,7 @@ from mcpl.data.listing import (
     load,
 )
 from mcpl.data.multi_concept import list_multi_concept
-from mcpl.data.schema import OPTIONAL, REQUIRED, is_masks, is_words
+from mcpl.data.schema import OPTIONAL, REQUIRED, is_masks, is_words, undamaged
 from mcpl.data.storage import Entry, Store, byte_size, locate
 from mcpl.data.tars import is_tar, list_webdataset
 from mcpl.errors import ConfigError
@@ -339,14 +339,8 @@ class ParquetDataset(Dataset):
 
     def _opened(self, name: str, use: Callable[[pq.ParquetFile, BinaryIO], T]) -> T:
         """What `use` reads of a file; ConfigError naming the file where it is damaged."""
-        with self._store.reader(name) as stored:
-            try:
-                return use(pq.ParquetFile(stored, pre_buffer=True), stored)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
-                if isinstance(fault, ConnectionError | FileNotFoundError):
-                    raise
-                reason = str(fault).splitlines()[0]
-                raise ConfigError(f"{self._store.join(name)} is cut short or damaged: {reason}") from None
+        with self._store.reader(name) as stored, undamaged(self._store.join(name)):
+            return use(pq.ParquetFile(stored, pre_buffer=True), stored)
 
 
 def check_columns(schema: pa.Schema, where: str) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pyarrow as pa
+
+from mcpl.errors import ConfigError
 
 ROW_GROUP = 64
 """rows per row group: a random read of a picture took 5 ms at 64 rows and 62 ms at 512"""
@@ -22,6 +27,18 @@ DATASET = pa.schema(
 )
 REQUIRED = ("image", "image_id", "text")
 OPTIONAL = ("masks", "truth", "group")
+
+
+@contextlib.contextmanager
+def undamaged(name: str, advice: str = "") -> Iterator[None]:
+    """Reading a Parquet file: ConfigError naming it where it is cut short or damaged, and then the advice."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
+        if isinstance(fault, ConnectionError | FileNotFoundError):
+            raise
+        reason = str(fault).splitlines()[0]
+        raise ConfigError(f"{name} is cut short or damaged ({reason}){advice}") from None
 
 
 def is_words(type: pa.DataType) -> bool:

@@ -1,9 +1,10 @@
-"""Scores of a bank's rows, found after they were learned: Parquet beside the bank, joined with it by picture id.
+"""Scores of a bank's rows, found after they were learned: Parquet beside the bank, joined by picture id and key.
 
     BANK/_scores/EVALUATION/part-00000000.parquet      a row a picture: metrics, and features to compare it with others
     BANK/_scores/EVALUATION/_mcpl/                     plan and identity of that evaluation, as of a bank
 
-EVALUATION is the fingerprint of what decides the scores. A bank may have several; of one metric the latest is told.
+EVALUATION is the fingerprint of what decides the scores. A bank may have several; of one metric the latest is told. The
+key is that of the learned row (`Provenance.key`): what is learned again, differently, has none of its earlier scores.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mcpl.data.bank import Bank, BankSummary, members, rows_of
+from mcpl.data.bank import Bank, BankSummary, members, readable, rows_of
 from mcpl.data.dataset import Dataset, ShardRef
 from mcpl.data.listing import Rejected
-from mcpl.data.schema import SCORES, SCORES_VERSION, SCORES_VERSION_KEY
+from mcpl.data.schema import SCORES, SCORES_VERSION, SCORES_VERSION_KEY, undamaged
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import ConfigError
 from mcpl.types import BankRow
@@ -77,18 +78,15 @@ def encode(rows: Sequence[ScoreRow]) -> bytes:
     return buffer.getvalue()
 
 
-def decode(data: bytes, name: str = "the scores' file", features: bool = True) -> list[ScoreRow]:
-    """The rows of one encoded file, without features where they are not wanted; ConfigError where it is no such file,
-    damaged, or of a newer format."""
-    try:
-        parquet = pq.ParquetFile(io.BytesIO(data))
+def decode(file: BinaryIO, name: str = "the scores' file", features: bool = True) -> list[ScoreRow]:
+    """The rows of an open Parquet file, without features where they are not wanted; ConfigError where it is no such
+    file, damaged, or of a newer format."""
+    with undamaged(name, ": delete it and run mcpl evaluate again"):
+        parquet = pq.ParquetFile(file)
         version = (parquet.schema_arrow.metadata or {}).get(SCORES_VERSION_KEY)
         if version is None or int(version) > SCORES_VERSION:
             raise ConfigError(f"{name} holds no scores that this mcpl reads: delete it and run mcpl evaluate again")
         table = parquet.read([n for n in SCORES.names if features or n != "features"], use_threads=False)
-    except pa.ArrowInvalid as fault:
-        reason = str(fault).splitlines()[0]
-        raise ConfigError(f"{name} is damaged ({reason}): delete it and run mcpl evaluate again") from None
     return [_row(record) for record in table.to_pylist()]
 
 
@@ -111,12 +109,14 @@ class Scores:
 
     def rows(self, features: bool = True) -> Iterator[ScoreRow]:
         """Every row, a part at a time; one that was scored again later comes again, and counts."""
-        for entry in members(self.store):
-            yield from decode(self.store.get(entry.name), self.store.join(entry.name), features)
+        for _, rows in self.parts(features):
+            yield from rows
 
-    def metrics(self) -> dict[str, Mapping[str, float]]:
-        """Picture -> its metrics, of all that could be scored."""
-        return {row.id: row.metrics for row in self.rows(features=False) if row.status == "learned"}
+    def parts(self, features: bool = True) -> Iterator[tuple[str, list[ScoreRow]]]:
+        """Each file's rows."""
+        for entry in members(self.store):
+            with self.store.reader(entry.name) as file:
+                yield entry.name, decode(file, self.store.join(entry.name), features)
 
 
 def place(bank: Store, fingerprint: str) -> str:
@@ -139,12 +139,13 @@ class ScoredBank(Bank):
     """A bank whose rows carry what was scored later among their metrics."""
 
     def rows(self, concepts: bool = True) -> Iterator[BankRow]:
-        later = self._later
-        return (replace(row, metrics={**row.metrics, **later.get(row.id, {})}) for row in super().rows(concepts))
+        return map(self._scored, super().rows(concepts))
 
     def row(self, id: str) -> BankRow:
-        row = super().row(id)
-        return replace(row, metrics={**row.metrics, **self._later.get(row.id, {})})
+        return self._scored(super().row(id))
+
+    def _scored(self, row: BankRow) -> BankRow:
+        return replace(row, metrics={**row.metrics, **self._later.get((row.id, row.provenance.key), {})})
 
     def summary(self) -> BankSummary:
         """The bank's, each row with its later scores in place of its own: an evaluation may be of some rows only."""
@@ -152,18 +153,19 @@ class ScoredBank(Bank):
         if not later:
             return own
         values: dict[str, list[float]] = {}
-        for row in self.table(["id", "metrics"]).to_pylist():
-            for name, value in {**dict(row["metrics"]), **later.get(row["id"], {})}.items():
+        for row in self.table(["id", "key", "metrics"]).to_pylist():
+            for name, value in {**dict(row["metrics"]), **later.get((row["id"], row["key"]), {})}.items():
                 if not np.isnan(value):
                     values.setdefault(name, []).append(value)
         return replace(own, metrics={name: float(np.mean(each)) for name, each in sorted(values.items())})
 
     @cached_property
-    def _later(self) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
+    def _later(self) -> dict[tuple[str, str], dict[str, float]]:
+        """(picture, key of its learned row) -> its metrics"""
+        found: dict[tuple[str, str], dict[str, float]] = {}
         for scores in evaluations(self._store):
-            for id, metrics in scores.metrics().items():
-                found.setdefault(id, {}).update(metrics)
+            for row in scores.rows(features=False):
+                found.setdefault((row.id, row.key), {}).update(row.metrics)
         return found
 
 
@@ -210,7 +212,7 @@ class LearnedRows(Dataset):
         """(file, row group, ids of its learned rows), in the bank's order."""
         found = []
         for entry in members(self._store):
-            with self._store.reader(entry.name) as file:
+            with self._store.reader(entry.name) as file, readable(self._store.join(entry.name)):
                 parquet = pq.ParquetFile(file)
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, ["id", "status"], use_threads=False)
@@ -218,7 +220,7 @@ class LearnedRows(Dataset):
         return found
 
     def _read_group(self, file: str, group: int) -> pa.Table:
-        with self._store.reader(file) as opened:
+        with self._store.reader(file) as opened, readable(self._store.join(file)):
             return _only_learned(pq.ParquetFile(opened).read_row_group(group, use_threads=False))
 
 

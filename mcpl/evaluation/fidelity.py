@@ -24,6 +24,23 @@ from mcpl.evaluation.similarity import across, cosines, pairwise
 
 Vectors = Mapping[str, np.ndarray]
 """word -> its vectors [n, D] in one space, of one picture learned with one seed"""
+Meet = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""two words' vectors [n, D], [m, D] -> the cosines of their pairs"""
+
+
+def of_outputs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of the text encoder's outputs: every pair."""
+    return cosines(first, second).ravel()
+
+
+def of_pictures(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of pictures, the first of each drawn on the first noise, and so on: every pair of unequal noise."""
+    return across(first, second)
+
+
+def of_means(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of means of unit vectors: as they are, their product is the mean cosine over all pairs that they stand for."""
+    return (first @ second.T).ravel()
 
 
 @dataclass(frozen=True)
@@ -46,32 +63,28 @@ class Pairs:
         return Pairs(len(together), float(np.mean([values.mean() for values in own])), float(together.std()))
 
 
-def fidelity(learned: Sequence[Vectors], truth: Sequence[Vectors], pictures: bool) -> Pairs | None:
-    """One picture's words, each by seed, against the same words of the ground truth, each by seed.
-
-    pictures: whether vectors are those of pictures, the first of each drawn on the first noise, and so on.
-    """
-    return Pairs.of([np.concatenate(list(_every(learned, truth, w, w, pictures))) for w in _common(learned, truth)])
+def fidelity(learned: Sequence[Vectors], truth: Sequence[Vectors], meet: Meet) -> Pairs | None:
+    """One picture's words, each by seed, against the same words of the ground truth, each by seed."""
+    return Pairs.of([np.concatenate(list(_every(learned, truth, w, w, meet))) for w in _common(learned, truth)])
 
 
-def to_another(learned: Sequence[Vectors], truth: Sequence[Vectors], pictures: bool) -> Pairs | None:
+def to_another(learned: Sequence[Vectors], truth: Sequence[Vectors], meet: Meet) -> Pairs | None:
     """The same against the ground truth of every other word of the picture."""
     words = _common(learned, truth)
     return Pairs.of(
         [
-            np.concatenate([pairs for w in words if w != word for pairs in _every(learned, truth, word, w, pictures)])
+            np.concatenate([pairs for w in words if w != word for pairs in _every(learned, truth, word, w, meet)])
             for word in (words if len(words) > 1 else ())
         ]
     )
 
 
-def ceiling(truth: Sequence[Vectors], pictures: bool) -> Pairs | None:
+def ceiling(truth: Sequence[Vectors], meet: Meet) -> Pairs | None:
     """The ground truth against itself: of every two seeds, or, where there is one, its pictures of unequal noise."""
     words = _common(truth, truth)
     if len(truth) > 1:
-        meet = _meet(pictures)
         return Pairs.of([np.concatenate([meet(a[w], b[w]) for a, b in combinations(truth, 2)]) for w in words])
-    return Pairs.of([pairwise(one[w]) for one in truth for w in words]) if pictures else None
+    return Pairs.of([pairwise(one[w]) for one in truth for w in words]) if meet is of_pictures else None
 
 
 def _common(first: Sequence[Vectors], second: Sequence[Vectors]) -> list[str]:
@@ -80,11 +93,6 @@ def _common(first: Sequence[Vectors], second: Sequence[Vectors]) -> list[str]:
 
 
 def _every(
-    learned: Sequence[Vectors], truth: Sequence[Vectors], word: str, other: str, pictures: bool
+    learned: Sequence[Vectors], truth: Sequence[Vectors], word: str, other: str, meet: Meet
 ) -> Iterator[np.ndarray]:
-    meet = _meet(pictures)
     return (meet(a[word], b[other]) for a in learned for b in truth)
-
-
-def _meet(pictures: bool) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return across if pictures else lambda a, b: cosines(a, b).ravel()

@@ -1,8 +1,8 @@
 """How sure a number is: intervals by bootstrap over pictures and seeds, paired differences, rank correlation.
 
 Pictures count alike, however many seeds each was learned with: a value is first averaged over a picture's seeds
-(`by_picture`), and it is pictures that are drawn again. Where seeds are few, `nested` draws them again too. Everything
-is deterministic: the same values give the same interval. Numbers only; nothing here knows what they measure.
+(`by_picture`), and it is pictures that are drawn again. Everything is deterministic: the same values give the same
+interval. Numbers only; nothing here knows what they measure.
 """
 
 from __future__ import annotations
@@ -86,30 +86,6 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
         for rows in _portions(RESAMPLES, len(array))
     ]
     return Interval(float(array.mean()), *_percentiles(np.concatenate(means)))
-
-
-def nested(groups: Sequence[Sequence[float]], seed: int = 0) -> Interval:
-    """The same over pictures and seeds: pictures are drawn again, and in each of them as many seeds as it has.
-
-    groups: one for each picture, its values by seed. Wider than `interval` over the pictures' means where seeds differ:
-    it also asks what other seeds would have given.
-    """
-    own = [np.asarray(group, float) for group in groups if len(group)]
-    if not own:
-        return Interval(*(float("nan"),) * 3)
-    counts = np.array([len(group) for group in own])
-    padded = np.zeros((len(own), counts.max()))
-    for row, group in zip(padded, own, strict=True):
-        row[: len(group)] = group
-    generator, means = np.random.default_rng(seed), []
-    for rows in _portions(RESAMPLES, padded.size):
-        pictures = generator.integers(len(own), size=(rows, len(own)))
-        limits = counts[pictures][..., None]
-        seeds = (generator.random((*pictures.shape, padded.shape[1])) * limits).astype(int)
-        drawn = padded[pictures[..., None], seeds]
-        kept = np.arange(padded.shape[1]) < limits
-        means.append(((drawn * kept).sum(axis=-1) / limits[..., 0]).mean(axis=-1))
-    return Interval(float(np.mean([group.mean() for group in own])), *_percentiles(np.concatenate(means)))
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> Difference:

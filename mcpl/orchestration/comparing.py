@@ -90,7 +90,7 @@ def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Co
     """
     _check_alike([*banks, *against])
     methods = _methods(banks)
-    later = {bank.bank: bank.scores.metrics() for bank in (*banks, *against)}
+    later = {bank.bank: bank.metrics() for bank in (*banks, *against)}
     every = list(later.values())
     common = [id for id in every[0] if all(id in ids for ids in every)]
     if not common:
@@ -108,7 +108,7 @@ def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Co
 
 
 def _check_alike(banks: Sequence[Evaluated]) -> None:
-    digests = {next(bank.scores.rows(features=False)).base_digest for bank in banks}
+    digests = {bank.scores.settings["base_digest"] for bank in banks}
     if len(digests) > 1:
         raise BankMismatch(f"the banks belong to several bases ({', '.join(sorted(digests))}): compare banks of one")
     if len({bank.scores.fingerprint for bank in banks}) > 1:
@@ -145,7 +145,7 @@ def _read_metrics(
 
 def _features(bank: Evaluated, wanted: Iterable[str]) -> dict[str, Features]:
     kept = set(wanted)
-    return {row.id: row.features for row in bank.scores.rows() if row.id in kept}
+    return {row.id: row.features for row in bank.rows() if row.id in kept}
 
 
 def _compare(
@@ -160,10 +160,10 @@ def _compare(
         for space in _spaces(rows):
             own, bound = [_vectors(row, space) for row in rows], space.removesuffix(STEP0)
             those = [_vectors(bank[id], bound) for bank in truth]
-            pictures, name = bound != TEXT, _name(space)
-            _keep(method, name, id, fidelity.fidelity(own, those, pictures))
-            _keep(method, f"{name}_other", id, fidelity.to_another(own, those, pictures) if space == bound else None)
-            if pictures and space == bound and those:
+            meet, name = _meet(bound), _name(space)
+            _keep(method, name, id, fidelity.fidelity(own, those, meet))
+            _keep(method, f"{name}_other", id, fidelity.to_another(own, those, meet) if space == bound else None)
+            if bound != TEXT and space == bound and those:
                 _gather(sides, f"kid_{space}", own, those)
         for space in dict.fromkeys(space for row in rows for of, space in row if of == PICTURE):
             real = [row[PICTURE, space] for row in rows[:1]]
@@ -189,7 +189,7 @@ def _bound(ceiling: Method, truth: Sequence[Mapping[str, Features]], wanted: Seq
         for space in _spaces(rows):
             if not space.endswith(STEP0):
                 own = [_vectors(row, space) for row in rows]
-                _keep(ceiling, _name(space), id, fidelity.ceiling(own, space != TEXT))
+                _keep(ceiling, _name(space), id, fidelity.ceiling(own, _meet(space)))
 
 
 def _keep(method: Method, name: str, id: str, pairs: fidelity.Pairs | None) -> None:
@@ -210,6 +210,10 @@ def _vectors(row: Features, space: str) -> fidelity.Vectors:
     return {of: values for (of, where), values in row.items() if where == space and of not in (TOGETHER, PICTURE)}
 
 
+def _meet(space: str) -> fidelity.Meet:
+    return fidelity.of_outputs if space == TEXT else fidelity.of_pictures
+
+
 def _name(space: str) -> str:
     bound = space.removesuffix(STEP0)
     return ("prompt_fidelity" if bound == TEXT else f"image_fidelity_{bound}") + space[len(bound) :]
@@ -219,13 +223,13 @@ def table(comparison: Comparison) -> str:
     """Markdown: every metric with its interval, what belongs to all pictures, then differences from the first."""
     out, methods = io.StringIO(), comparison.methods
     columns = [*methods, *([comparison.ceiling] if comparison.ceiling else [])]
-    settings = methods[0].banks[0].scores.settings
+    scored = methods[0].banks[0].scores
+    settings = scored.settings
     seeds = ", ".join(f"{m.label} {len(m.banks)}" for m in methods)
     print(
         f"{comparison.pictures} pictures that all banks scored; seeds: {seeds}. Base {settings['base']}"
-        f" {next(methods[0].banks[0].scores.rows(features=False)).base_digest}, evaluation"
-        f" {methods[0].banks[0].scores.fingerprint}: {settings['samples']} pictures of each word, seed"
-        f" {settings['seed']}, features {', '.join(settings['features']) or 'none'}. Means over pictures with 95 %"
+        f" {settings['base_digest']}, evaluation {scored.fingerprint}: {settings['samples']} pictures of each word,"
+        f" seed {settings['seed']}, features {', '.join(settings['features']) or 'none'}. Means over pictures with 95 %"
         " intervals by bootstrap over pictures; ± is the deviation of single pairs.\n",
         file=out,
     )

@@ -2,7 +2,7 @@
 
 The rows of an evaluation are the bank's learned rows; its results lie beside the bank (`data.scores`), under a plan of
 their own, committed shard by shard as a bank's parts are. So whatever dies, the same command goes on, and a bank that
-has grown scores only its new rows.
+has grown scores only its new rows. What was learned again, differently, is scored again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +35,12 @@ from mcpl.errors import BankMismatch, ConfigError, ExampleError
 from mcpl.evaluation import features
 from mcpl.evaluation.evaluate import Evaluation, Given, Subject, evaluate
 from mcpl.evaluation.sampling import Sampling, spoken
+from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import Runner as Learning
 from mcpl.orchestration.job import beginnings, commit, masks_of, model_of
-from mcpl.orchestration.plan import RUN
+from mcpl.orchestration.plan import BASE, RUN, TALLY
 from mcpl.orchestration.showing import sentences_of
 from mcpl.seeds import derive_seed
 from mcpl.settings import Settings
@@ -64,6 +67,7 @@ class Scoring(Settings):
     name: str = "evaluation"
     base: str
     revision: str | None = None
+    base_digest: str = Field(description="of the base that the words were learned with, wherever it lies")
     precision: str = "float32"
     dataset: str | None = Field(None, description="the pictures that were learned from, for masks, truth and likeness")
     recipe: Recipe | None = Field(None, description="what the words were learned with: tells what they started from")
@@ -102,10 +106,13 @@ def scoring_of(
     samples: int = 4,
     seed: int = 0,
     sampling: Sampling = Sampling(),
+    model: str | None = None,
 ) -> Scoring:
     """The settings of an evaluation of a bank: its own base, and its recipe where it is a run's.
 
-    Raises ConfigError where there is no bank, nothing learned, or a feature space that cannot be had.
+    model: where the base lies, if not where it was when the bank was learned
+
+    Raises ConfigError where there is no bank, nothing learned, or a base or feature space that cannot be had.
     """
     store = open_store(bank)
     first = next((row for row in Bank.open(bank).rows(concepts=False) if row.status == "learned"), None)
@@ -116,9 +123,12 @@ def scoring_of(
     except FileNotFoundError:
         recipe = None
     found = {name: Space(source=source, digest=digest) for name, source, digest in map(features.find, spaces)}
+    base = model or (recipe.base if recipe else first.provenance.base)
+    catalogue.find(base)  # a mistyped name must not leave a plan behind
     return Scoring(
-        base=recipe.base if recipe else first.provenance.base,
-        revision=recipe.revision if recipe else None,
+        base=base,
+        revision=recipe.revision if recipe and not model else None,
+        base_digest=first.provenance.base_digest,
         precision=recipe.precision if recipe else "float32",
         dataset=None if dataset is None else Dataset.open(dataset).uri,
         recipe=recipe,
@@ -136,6 +146,29 @@ class Evaluated:
     bank: str
     scores: Scores
 
+    def rows(self, features: bool = True) -> Iterator[ScoreRow]:
+        """The scores of the words that the bank holds now; of one that comes again the later counts."""
+        return (row for row in self.scores.rows(features) if self.keys.get(row.id) == row.key)
+
+    def metrics(self) -> dict[str, Mapping[str, float]]:
+        """Picture -> its metrics, of all that could be scored."""
+        return {row.id: row.metrics for row in self.rows(features=False) if row.status == "learned"}
+
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Picture -> what identifies its learned row."""
+        return Bank.open(self.bank).keys()
+
+    @cached_property
+    def failures(self) -> dict[str, str]:
+        """Picture -> why its words could not be scored."""
+        found: dict[str, str] = {}
+        for row in self.rows(features=False):
+            found.pop(row.id, None)
+            if row.status == "failed":
+                found[row.id] = row.reason
+        return found
+
     @property
     def recipe(self) -> Mapping[str, object]:
         """What it was learned with: of a run all of it, else what its rows tell."""
@@ -152,13 +185,29 @@ def evaluate_bank(
     placement: Placement = Placement(shard_size=64),
     on_progress: Callable[[fanout.Progress], None] | None = None,
     **how: object,
-) -> tuple[Scores, fanout.RunSummary]:
+) -> tuple[Evaluated, fanout.RunSummary]:
     """Score the rows that this evaluation lacks, and give all of them; `how` goes to `fanout.run`."""
     store = open_store(bank)
     output = scores.place(store, scoring.fingerprint)
+    found = Scores(scoring.fingerprint, scoring.model_dump(mode="json"), open_store(output))
+    _forget_replaced(Evaluated(bank, found))
     config = ScoringConfig(dataset=store.uri, output=output, recipe=scoring, placement=placement)
     summary = fanout.run(config, RUNNER, kind=SCORING, on_progress=on_progress, **how)
-    return Scores(scoring.fingerprint, scoring.model_dump(mode="json"), open_store(output)), summary
+    return Evaluated(bank, found), summary
+
+
+def _forget_replaced(found: Evaluated) -> None:
+    """Take away the parts with scores of words that the bank holds no more, since their pictures were learned again:
+    they are scored anew. The whole evaluation, where a part cannot be made again since a picture of it is gone."""
+    store, stale, gone = found.scores.store, [], False
+    for part, rows in found.scores.parts(features=False):
+        if any(found.keys.get(row.id, row.key) != row.key for row in rows):
+            stale.append(part)
+            gone |= any(row.id not in found.keys for row in rows)
+    if stale:
+        names = reversed([entry.name for entry in store.list()]) if gone else (*stale, TALLY, BASE)
+        for name in names:  # a plan goes after its parts
+            store.delete(name)
 
 
 class Runner:
@@ -167,6 +216,7 @@ class Runner:
     def __init__(self, scoring: Scoring, placement: Placement, model: BaseModel | None = None) -> None:
         self.scoring, self.placement = scoring, placement
         self.model = model_of(scoring.base, scoring.revision, scoring.precision, placement, model)
+        self._check_base(scoring.base_digest)  # before it is claimed for the evaluation
         self.spaces = [
             features.load(name, space.source, space.digest, self.model.device)
             for name, space in scoring.features.items()
@@ -186,12 +236,15 @@ class Runner:
                 on_done(done[-1])
         return done
 
-    def _row(self, row: BankRow) -> ScoreRow:
-        if row.provenance.base_digest != self.base_digest:
+    def _check_base(self, digest: str) -> None:
+        if digest != self.base_digest:
             raise BankMismatch(
-                f"the words of {row.id} belong to base {row.provenance.base} {row.provenance.base_digest}, not to"
-                f" {self.model.facts.name} {self.base_digest}: scores need the base that the words were learned with"
+                f"{self.model.facts.name} is base {self.base_digest}, and words were learned with base {digest}: scores"
+                " need the base that the words were learned with; --model names its directory"
             )
+
+    def _row(self, row: BankRow) -> ScoreRow:
+        self._check_base(row.provenance.base_digest)
         started, about = time.monotonic(), {}
         try:
             evaluation, found = self._scored(row, self.pictures[row] if self.pictures else ())
@@ -289,6 +342,7 @@ class Asked:
     samples: int = 4
     seed: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+    model: str | None = None
 
 
 def evaluate_banks(
@@ -307,10 +361,11 @@ def evaluate_banks(
     done: dict[str, Evaluated] = {}
     for bank, scoring in settings.items():
         found, summary = evaluate_bank(bank, scoring, placement, **how)
-        done[bank] = Evaluated(bank, found)
+        done[bank] = found
+        reasons = "".join(f"; {id}: {reason}" for id, reason in islice(found.failures.items(), 1))
         tell(
             f"{bank}: {summary.new} pictures scored in {summary.seconds:.0f} s, {summary.resumed} before,"
-            f" {summary.failed} failed"
+            f" {len(found.failures)} failed{reasons}"
         )
         if summary.stopped:
             return list(done.values()), True
@@ -318,7 +373,7 @@ def evaluate_banks(
 
 
 def _scoring(bank: str, asked: Asked) -> Scoring:
-    return scoring_of(bank, asked.dataset, asked.spaces, asked.samples, asked.seed, asked.sampling)
+    return scoring_of(bank, asked.dataset, asked.spaces, asked.samples, asked.seed, asked.sampling, asked.model)
 
 
 def _bank_in(folder: str) -> str:

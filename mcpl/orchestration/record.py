@@ -15,18 +15,21 @@ from pathlib import Path
 
 from mcpl.config import RunConfig
 from mcpl.data.bank import Bank, PartGone, members
+from mcpl.data.scores import ScoredBank
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
-from mcpl.orchestration.plan import RUN, parts_present
+from mcpl.orchestration.plan import RUN, parts_present, read_plan
 from mcpl.orchestration.reporting import single_page
 from mcpl.orchestration.showing import shown_rows
 from mcpl.report import figures
 from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_tracker, versions
+from mcpl.tracking.redaction import redact
 from mcpl.tracking.registry import Published, publish
-from mcpl.tracking.results import Summary, log_bank, log_summary, picture_rows, score_table
+from mcpl.tracking.results import Summary, log_bank, log_scores, log_summary, picture_rows, score_table
+from mcpl.tracking.server import resolve_uri
 from mcpl.types import Provenance
 
 RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
@@ -85,6 +88,24 @@ def learn_dataset(
     return summary
 
 
+def tell_scores(bank: str, tracker: str = "mlflow", tracking_uri: str | None = None) -> bool:
+    """Tell the run that speaks for a bank what was scored since: means, and the table of pictures. Whether it was told:
+    not where no run on this server does, and not before everything is learned, which ends with telling all that is
+    known."""
+    store = open_store(bank)
+    record, uri = _record(store), resolve_uri(tracking_uri, home_of(store))
+    if record is None or record.tracking_uri != redact(uri) or _unfinished(store):
+        return False
+    plan = json.loads(store.get(RUN))
+    server = open_tracker(tracker, uri=uri, experiment=record.experiment, home=home_of(store))
+    with server.start({}, {}, **_job(store, plan["recipe"]["name"], plan["fingerprint"])) as run:
+        if run.listens:
+            opened = ScoredBank.open(bank)
+            log_scores(run, _summary(opened))
+            run.table(_table(opened), "pictures")
+    return run.listens
+
+
 def publish_bank(
     bank: str,
     name: str,
@@ -133,18 +154,29 @@ def _start(tracker: Tracker, config: RunConfig, store: Store, dataset: Dataset) 
         {"recipe": recipe.model_dump(mode="json"), "placement": config.placement.model_dump(mode="json")},
         {"recipe": recipe.name, "recipe_fingerprint": recipe.fingerprint, "commit": commit(), **versions()},
         DatasetInput(Path(config.dataset).name or config.dataset, config.dataset, dataset.digest, dataset.count),
-        name=f"{Path(store.uri).name} {recipe.name}",
-        job=f"{store.uri} {recipe.fingerprint}",
-        resume=_record(store),
+        **_job(store, recipe.name, recipe.fingerprint),
     )
     _keep(run, store)
     return run
+
+
+def _job(store: Store, recipe: str, fingerprint: str) -> dict[str, object]:
+    """By what an output's run is found, or called where there is none."""
+    return {
+        "name": f"{Path(store.uri).name} {recipe}",
+        "job": f"{store.uri} {fingerprint}",
+        "resume": _record(store),
+    }
 
 
 def _keep(run: Run, store: Store) -> None:
     """Which run speaks for the output, so that the same command goes on in it."""
     if run.record and run.record.opened:
         store.put(RECORD, run.record.to_json().encode())
+
+
+def _unfinished(store: Store) -> bool:
+    return not read_plan(store).sizes().keys() <= parts_present(store)
 
 
 def _to_tell(store: Store) -> dict[str, object]:
@@ -187,10 +219,8 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
 
 
 def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
-    bank, summary = Bank.open(store.uri), Summary()
-    for row in bank.rows(concepts=False):
-        summary.add(row)
-    pictures = picture_rows(islice(bank.rows(), TABLE_ROWS))
+    bank = ScoredBank.open(store.uri)
+    summary, pictures = _summary(bank), _table(bank)
     shown = list(shown_rows(bank, dataset, OVERLAYS))
     learned_with = next(bank.rows()).provenance
     title = f"{Path(store.uri).name}, learned with {learned_with.recipe}"
@@ -211,6 +241,17 @@ def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
         run.note(_note(learned_with, dataset, summary, bool(shown)))
 
     return say
+
+
+def _summary(bank: Bank) -> Summary:
+    summary = Summary()
+    for row in bank.rows(concepts=False):
+        summary.add(row)
+    return summary
+
+
+def _table(bank: Bank) -> list[dict[str, object]]:
+    return picture_rows(islice(bank.rows(), TABLE_ROWS))
 
 
 def _note(learned_with: Provenance, dataset: Dataset, summary: Summary, drawn: bool) -> str:

@@ -151,6 +151,10 @@ class Space(Settings):
             "pictures": self.digest,
         }
 
+    def deciding(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """All of it."""
+        return identity
+
     def recipe_of(self, values: Mapping[str, Value], name: str) -> Recipe:
         """The recipe with a trial's values."""
         return changed(self.start, dict(values) | {"name": name})

@@ -1,6 +1,6 @@
 """Run a study: its cells as Ray Tune trials; run the same command again to resume.
 
-    OUT/study.json                           the grid, its size and the pictures' digest: what makes it one study
+    OUT/study.json                           the study in its size, and the pictures' digest
     OUT/trials/00007/rows/002-0004.json      the pictures of a cell's seed 2, pack 4, learned: put-if-absent
     OUT/trials/00007/{asked,result}.json     as in a sweep (`trials`)
     OUT/test-split.md                        a line for each command that learned from the test split
@@ -46,6 +46,8 @@ from mcpl.types import Example
 
 STUDY_TAG, CELL_TAG = "mcpl.study", "mcpl.cell"
 USES = "test-split.md"
+DECIDING = ("name", "split", "steps", "dataset", "pictures", "seeds", "samples", "pack", "measures")
+"""what of a study decides its rows, beside its cells"""
 
 
 class StudyPlan:
@@ -63,6 +65,15 @@ class StudyPlan:
             "study": study.model_dump(mode="json") | {"dataset": study.dataset and "DATASET"},  # wherever it lies
             "pictures": pictures_digest(study.sets, study.split, study.dataset),
         }
+
+    def deciding(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """The grid, its size and the pictures. What the report shows and says may change under what was learned."""
+        study = identity["study"]
+        grid = {
+            f"{place} {cell['name']}": {name: cell.get(name) for name in ("recipe", "set", "told", "only")}
+            for place, cell in enumerate(study["cells"])
+        }
+        return {"study": {name: study.get(name) for name in DECIDING}, "cells": grid, "pictures": identity["pictures"]}
 
 
 def run(

@@ -20,7 +20,7 @@ from PIL import Image
 
 from mcpl.data.pictures import load_picture
 from mcpl.data.storage import Store
-from mcpl.evaluation import statistics
+from mcpl.evaluation import fidelity, statistics
 from mcpl.orchestration.space import examples
 from mcpl.prompts import parse
 from mcpl.report import studies as drawing
@@ -130,13 +130,16 @@ def diverged(row: Row) -> bool:
 
 def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tuple[str, str, float]]:
     """Mean cosine to the ground truth over words and pairs of unequal seeds: pictures of one seed share their noise."""
-    which = {"prompt_fidelity": "states", "image_fidelity": "features"}[metric]
+    which, meet = {
+        "prompt_fidelity": ("states", fidelity.of_outputs),
+        "image_fidelity": ("features", fidelity.of_means),
+    }[metric]
     truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences == "masked-objects"}
     sets = {cell.name: cell.set for cell in study.cells}
-    known: dict[tuple[str, str], list[tuple[int, dict[str, np.ndarray]]]] = {}
+    known: dict[tuple[str, str], list[tuple[int, fidelity.Vectors]]] = {}
     for row in rows:
         if which in row:
-            own = dict(zip(row["words"], map(np.asarray, row[which]), strict=True))
+            own = dict(zip(row["words"], map(np.atleast_2d, row[which]), strict=True))
             known.setdefault((row["cell"], row["picture"]), []).append((row["seed"], own))
     for (cell, picture), seeds in known.items():
         truth = truths.get(sets[cell])
@@ -145,15 +148,8 @@ def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tupl
             others = [other for at, other in theirs if at != seed]
             if not others and cell != truth:  # one seed only
                 others = [other for _, other in theirs]
-            cosines = [_cosine(words[w], other[w], metric) for other in others for w in other if w in words]
-            if cosines:
-                yield cell, picture, float(np.mean(cosines))
-
-
-def _cosine(first: np.ndarray, second: np.ndarray, metric: str) -> float:
-    """Of two states; of two means of unit features, which is the mean over all pairs of pictures, as they are."""
-    product_ = float(first @ second)
-    return product_ if metric == "image_fidelity" else product_ / float(np.linalg.norm(first) * np.linalg.norm(second))
+            if pairs := fidelity.fidelity([words], others, meet):
+                yield cell, picture, pairs.mean
 
 
 def _mean(values: Mapping[str, float]) -> float:
@@ -366,12 +362,18 @@ SECTIONS: dict[str, Callable[[Study, Sequence[Row], Mapping[str, Scores]], str]]
 def figure_names(study: Study, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(file, what it shows) of each figure that the rows can fill."""
     told = {"dots": "scores of every cell", "curves": "scores over {x}", "masks": "where the words look"}
-    names = []
-    for number, figure in enumerate(study.figures):
-        if figure.kind == "masks" and not any("maps" in row for row in rows):
-            continue
-        names.append((f"figure-{number + 1}-{figure.kind}.png", told[figure.kind].format(x=figure.x)))
-    return names
+    return [
+        (f"figure-{number + 1}-{figure.kind}.png", told[figure.kind].format(x=figure.x))
+        for number, figure in enumerate(study.figures)
+        if _can_fill(study, rows, figure)
+    ]
+
+
+def _can_fill(study: Study, rows: Sequence[Row], figure: Figure) -> bool:
+    if figure.kind == "masks":
+        return any("maps" in row for row in rows)
+    cells = {cell.name for cell in _of(study, figure)}
+    return any(cells & scores(study, rows, metric).keys() for metric in study.metrics)
 
 
 def pictures(study: Study, rows: Sequence[Row]) -> Iterator[tuple[str, Image.Image]]:
@@ -403,7 +405,12 @@ def _scored(study: Study, rows: Sequence[Row], cells: Sequence[Cell]) -> dict[st
 
 
 def _of(study: Study, figure: Figure) -> list[Cell]:
-    return [cell for cell in study.cells if figure.of.items() <= cell.levels.items()]
+    """The cells that a figure is of."""
+    return [
+        cell
+        for cell in study.cells
+        if figure.of.items() <= cell.levels.items() and (figure.kind != "curves" or figure.x in cell.levels)
+    ]
 
 
 def _dots(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
@@ -412,7 +419,7 @@ def _dots(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
 
 
 def _curves(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
-    cells = [cell for cell in _of(study, figure) if figure.x in cell.levels]
+    cells = _of(study, figure)
     told = _scored(study, rows, cells)
     points: dict[str, dict[str, list[tuple[float, drawing.Score]]]] = {}
     for (metric, own), cell in product(told.items(), cells):
@@ -426,8 +433,9 @@ def _curves(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
 
 
 def _masks(study: Study, rows: Sequence[Row], figure: Figure) -> Image.Image:
-    seed = min(row["seed"] for row in rows)
-    own = [row for row in rows if "maps" in row and row["seed"] == seed]
+    mapped = [row for row in rows if "maps" in row]
+    seed = min(row["seed"] for row in mapped)
+    own = [row for row in mapped if row["seed"] == seed]
     wanted = list(dict.fromkeys(row["id"] for row in own))[:LOOKED_AT]
     shown = []
     for example in examples(() if study.dataset else study.sets, study.split, study.dataset, None):

@@ -1,6 +1,7 @@
 """The trials of a sweep or a study as files, and the search that reads them. Storage is the only truth: no Ray here.
 
-    OUT/sweep.json, OUT/study.json  what is compared, with the pictures' digest: what makes it one sweep, or one study
+    OUT/sweep.json, OUT/study.json  what is compared, with the pictures' digest; what of it makes it one sweep, or one
+                                    study, is `Plan.deciding`
     OUT/trials/00007/asked.json     what trial 7 tries: written before it starts
     OUT/trials/00007/result.json    how it ended: put-if-absent
     OUT/trials/00007/told           its MLflow run has ended, and the server has it all
@@ -111,7 +112,11 @@ class Plan(Protocol):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for trials to be compared. Where files lie does not matter, what they hold does."""
+        """What is kept of it. Where files lie does not matter, what they hold does."""
+        ...
+
+    def deciding(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """What of an identity decides results, and must be the same for trials to be compared."""
         ...
 
 
@@ -119,15 +124,18 @@ class Trials:
     """A plan's trials in a store."""
 
     def __init__(self, store: Store, plan: Plan) -> None:
-        """Raises ConfigError where the store holds another plan: other settings, another recipe or other pictures."""
+        """Raises ConfigError where the store holds another plan: other settings, another recipe or other pictures. What
+        decides no result, such as a note, is kept as it is now."""
         self.store, self.plan = store, plan
-        ours, file = plan.identity, f"{plan.kind}.json"
-        if not store.put_if_absent(file, (json.dumps(ours, indent=1) + "\n").encode()):
-            was, now = flatten(json.loads(store.get(file))), flatten(ours)
-            differ = [name for name in {**now, **was} if was.get(name) != now.get(name)]
-            if differ:
-                told = ", ".join(f"{name} was {was.get(name)} and is {now.get(name)}" for name in differ[:3])
-                raise ConfigError(f"{store.uri} holds another {plan.kind} ({told}): give another --out, or what it had")
+        file, ours = f"{plan.kind}.json", (json.dumps(plan.identity, indent=1) + "\n").encode()
+        if store.put_if_absent(file, ours):
+            return
+        was, now = (flatten(plan.deciding(json.loads(kept))) for kept in (store.get(file), ours))
+        differ = [name for name in {**now, **was} if was.get(name) != now.get(name)]
+        if differ:
+            told = ", ".join(f"{name} was {was.get(name)} and is {now.get(name)}" for name in differ[:3])
+            raise ConfigError(f"{store.uri} holds another {plan.kind} ({told}): give another --out, or what it had")
+        store.put(file, ours)
 
     def asked(self) -> list[Asked]:
         """Every trial, in order of numbers."""

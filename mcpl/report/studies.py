@@ -81,6 +81,7 @@ def curves(
 ) -> Image.Image:
     """A panel for each metric, a curve for each name: metric -> name -> (value of the setting, score).
 
+    log     a logarithmic axis, with a place for 0 left of the others; not where there is nothing but 0
     marked  a value of the setting that is drawn as a line: what the recipes have
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -91,7 +92,9 @@ def curves(
     figure = Figure(figsize=(3.9 * across, 2.9 * down + 0.4), dpi=130, layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     values = sorted({value for own in scores.values() for points in own.values() for value, _ in points})
-    zero = _left_of(values) if log else None
+    positive = [value for value in values if value > 0]
+    log = log and bool(positive)
+    zero = _left_of(positive) if log else None
     for axes, (metric, own) in zip(panels, scores.items(), strict=False):
         for colour, (name, points) in zip(CURVES, own.items(), strict=False):
             at = [zero if log and value == 0 else value for value, _ in points]
@@ -107,7 +110,7 @@ def curves(
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=MUTED, labelsize=8)
             if 0 in values:
-                least, most = (math.log10(value) for value in (values[1], values[-1]))
+                least, most = (math.log10(value) for value in (positive[0], positive[-1]))
                 ticks = [10.0**power for power in range(math.ceil(least), math.floor(most) + 1)]
                 axes.set_xticks([zero, *ticks], ["0", *(f"{value:g}" for value in ticks)])
                 axes.minorticks_off()
@@ -122,9 +125,8 @@ def curves(
     return rendered(figure, FigureCanvasAgg)
 
 
-def _left_of(values: Sequence[float]) -> float:
-    """Where 0 is drawn on a logarithmic axis."""
-    positive = [value for value in values if value > 0]
+def _left_of(positive: Sequence[float]) -> float:
+    """Where 0 is drawn on a logarithmic axis of these values, the least first."""
     return positive[0] ** 2 / positive[1] if len(positive) > 1 else positive[0] / 10
 
 

@@ -123,10 +123,15 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def log_summary(run: Run, summary: Summary) -> None:
     """Curves, scores and counts as metrics of the run."""
     run.metric_points(summary.curves())
+    log_scores(run, summary)
+    run.metrics({f"pictures/{status}": count for status, count in summary.statuses.items()})
+
+
+def log_scores(run: Run, summary: Summary) -> None:
+    """Each score's mean, and the number of pictures that it is of."""
     scores = summary.scores()
     run.metrics({_grouped(name): score["mean"] for name, score in scores.items()})
     run.metrics({f"measured pictures/{name}": score["n"] for name, score in scores.items()})
-    run.metrics({f"pictures/{status}": count for status, count in summary.statuses.items()})
 
 
 def _grouped(score: str) -> str:

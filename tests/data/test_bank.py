@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpl.data.bank import COMPARED_COLUMNS, UNCOMPARED_COLUMNS, Bank, decode, encode, part_name
+from mcpl.data.bank import COMPARED_COLUMNS, UNCOMPARED_COLUMNS, Bank, decode, encode, outcomes, part_name
 from mcpl.data.schema import BANK
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
@@ -240,6 +240,8 @@ def test_a_damaged_part_is_named(tmp_path, keep):
     damaged.write_bytes(damaged.read_bytes()[:keep])
     with pytest.raises(ConfigError, match=r"part-00000001\.parquet is cut short or damaged"):
         list(Bank.open(tmp_path).rows())
+    with pytest.raises(ConfigError, match="delete it, and the command that made the bank learns its pictures again"):
+        outcomes(open_store(tmp_path), part_name(1))
 
 
 def test_foreign_parquet_and_newer_formats_are_refused(tmp_path):

@@ -15,7 +15,6 @@ from mcpl.evaluation.statistics import (
     exchange_test,
     holm,
     interval,
-    nested,
     rank_correlation,
 )
 
@@ -46,21 +45,11 @@ def test_it_is_scipys_percentile_bootstrap(rng):
 
 def test_memory_is_bounded_and_the_same_comes_out(rng, monkeypatch):
     values = rng.normal(size=101)
-    groups = [values[:3], values[3:5], values[5:9]]
-    whole, inner = interval(values), nested(groups)
+    whole = interval(values)
     monkeypatch.setattr(statistics, "CHUNK", 1000)
-    assert interval(values) == whole and nested(groups) == pytest.approx(inner, abs=0.05)
+    assert interval(values) == whole
     monkeypatch.setattr(statistics, "MANY", 100)
     assert interval(values) == pytest.approx(whole, abs=0.02)
-
-
-def test_seeds_widen_the_interval():
-    """Pictures with one mean but two seeds far apart: over pictures alone nothing is unsure."""
-    groups = [[0.0, 1.0]] * 50
-    assert interval([np.mean(group) for group in groups]) == (0.5, 0.5, 0.5)
-    mean, low, high = nested(groups)
-    assert mean == 0.5 and (high - low) / 2 == pytest.approx(1.96 * 0.5 / 100**0.5, abs=0.01)
-    assert nested([[0.2], [], [0.4]]).mean == pytest.approx(0.3) and math.isnan(nested([]).mean)
 
 
 def test_the_interval_holds_the_truth_nineteen_times_of_twenty(rng):

@@ -25,9 +25,10 @@ from mcpl.data.storage import open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.evaluation.metrics import Scored, score
 from mcpl.evaluation.sampling import Sampling
-from mcpl.orchestration import comparing, evaluating, fanout
+from mcpl.models.stable_diffusion import files_digest
+from mcpl.orchestration import comparing, evaluating, fanout, record
 from mcpl.orchestration.compaction import compact
-from mcpl.orchestration.evaluating import Asked, Evaluated, evaluate_bank, evaluate_banks, scoring_of
+from mcpl.orchestration.evaluating import Asked, evaluate_bank, evaluate_banks, scoring_of
 from mcpl.orchestration.job import masks_of
 from mcpl.recipes import adjust, load
 from tests.orchestration import invented
@@ -107,7 +108,7 @@ def test_scores_lie_beside_the_bank_and_nothing_is_done_twice(bank, made, scored
     assert files(bank) == before, "the bank itself stays as it is"
     again, summary = evaluated(bank, made.dataset)
     assert (summary.new, summary.resumed) == (0, PICTURES) and len(scored.ids) == PICTURES
-    open_store(again.store.uri).delete("part-00000001.parquet")
+    again.scores.store.delete("part-00000001.parquet")
     evaluated(bank, made.dataset)
     assert scored.ids[PICTURES:] == ids[2:4], "what is missing, and nothing else"
     rows = {row.id: row for row in again.rows()}
@@ -157,6 +158,36 @@ def test_parts_that_are_joined_meanwhile_are_found(bank, scored):
     assert sorted(scored.ids) == sorted(Bank.open(bank).ids()) and summary.new == PICTURES - 2
 
 
+def test_what_is_learned_again_has_none_of_its_earlier_scores(bank, made, scored):
+    """Its id stays, and its words are others: with another seed here."""
+    before, _ = evaluated(bank, samples=0, spaces=())
+    ids, store, other = Bank.open(bank).ids(), open_store(bank), open_store(made.other)
+    first = min(files(bank))
+    store.put(first, other.get(first))
+    shown = ScoredBank.open(bank)
+    assert shown.row(ids[0]).metrics == Bank.open(bank).row(ids[0]).metrics, "not those of the words before"
+    assert "word_similarity" in shown.row(ids[2]).metrics
+    assert ids[:2] == [row.id for row in shown.rows() if "word_similarity" not in row.metrics]
+    assert [row.id for row in evaluating.Evaluated(bank, before.scores).rows()] == ids[2:]
+    mean = np.mean([before.metrics()[id]["word_similarity"] for id in ids[2:]])
+    assert shown.summary().metrics["word_similarity"] == pytest.approx(mean)
+
+    after, summary = evaluated(bank, samples=0, spaces=())
+    assert scored.ids[PICTURES:] == ids[:2] and (summary.new, summary.resumed) == (2, PICTURES - 2)
+    assert [row.id for row in after.rows()] == ids
+    evaluated(bank, samples=0, spaces=())
+    assert len(scored.ids) == PICTURES + 2, "and then nothing is to be done"
+
+
+def test_an_evaluation_begins_anew_where_a_part_of_it_cannot_be_made_again(bank, made, scored):
+    """One picture of a part was learned again, and the other one is gone."""
+    evaluated(bank, samples=0, spaces=())
+    first = min(files(bank))
+    open_store(bank).put(first, encode(decode(open_store(made.other).get(first))[1:]))
+    found, summary = evaluated(bank, samples=0, spaces=())
+    assert scored.ids[PICTURES:] == Bank.open(bank).ids() == list(found.metrics()) and summary.rows == PICTURES - 1
+
+
 def test_what_the_bank_shows_has_the_later_scores(bank, made):
     found, _ = evaluated(bank, made.dataset)
     opened, ids = ScoredBank.open(bank), Bank.open(bank).ids()
@@ -165,7 +196,7 @@ def test_what_the_bank_shows_has_the_later_scores(bank, made):
     assert [row.metrics["composition"] for row in opened.rows()] == [later[id]["composition"] for id in ids]
     mean = np.mean([metrics["composition"] for metrics in later.values()])
     assert opened.summary().metrics["composition"] == pytest.approx(mean)
-    open_store(found.store.uri).delete("part-00000000.parquet")
+    found.scores.store.delete("part-00000000.parquet")
     losses = [row.metrics["fixed_noise_loss"] for row in Bank.open(bank).rows()]
     assert ScoredBank.open(bank).summary().metrics["fixed_noise_loss"] == pytest.approx(np.mean(losses)), "of all rows"
     result = CliRunner().invoke(app, ["bank", "info", bank])
@@ -243,12 +274,32 @@ def test_a_bank_of_the_format_before_groups_is_scored(bank):
 
 def test_damaged_scores_are_told_in_a_line(bank, made):
     found, _ = evaluated(bank)
-    found.store.put("part-00000000.parquet", b"PAR1 and no more")
-    with pytest.raises(ConfigError, match="damaged .*delete it and run mcpl evaluate again"):
-        list(found.rows())
-    found.store.put("part-00000000.parquet", open_store(made.plain).get("part-00000000.parquet"))
+    found.scores.store.put("part-00000000.parquet", b"PAR1 and no more")
+    for read in (lambda: list(found.rows()), lambda: evaluated(bank)):
+        with pytest.raises(ConfigError, match="00000000.parquet is .*damaged .*delete it and run mcpl evaluate again"):
+            read()
+    found.scores.store.put("part-00000000.parquet", open_store(made.plain).get("part-00000000.parquet"))
     with pytest.raises(ConfigError, match="holds no scores"):
         list(found.rows())
+
+
+@pytest.mark.parametrize("damage", ["cut short", "words"])
+def test_a_damaged_part_of_the_bank_is_told_in_a_line(bank, made, damage):
+    """Also where only its words are, which nothing reads before they are scored."""
+    store, name = open_store(bank), max(files(bank))
+    content = bytearray(store.get(name))
+    columns = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0)
+    (at,) = (
+        columns.column(i).data_page_offset
+        for i in range(columns.num_columns)
+        if ".vectors." in columns.column(i).path_in_schema
+    )
+    content[at : at + 16] = bytes(16)
+    store.put(name, bytes(content[:-100] if damage == "cut short" else content))
+    with pytest.raises(ConfigError) as told:
+        evaluated(bank, samples=0, spaces=())
+    assert str(told.value).startswith(f"{bank}/{name} is cut short or damaged (")
+    assert str(told.value).endswith("; delete it, and the command that made the bank learns its pictures again")
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +376,7 @@ def test_a_comparison_is_written_with_what_it_follows_from(compared, tmp_path):
 def test_other_settings_and_nothing_in_common_are_refused(compared, bank):
     other, _ = evaluated(bank)
     with pytest.raises(BankMismatch, match="several settings"):
-        comparing.compare([compared.done[0], Evaluated(bank, other)])
+        comparing.compare([compared.done[0], other])
 
 
 def test_the_command(made, bank, tmp_path):
@@ -340,6 +391,45 @@ def test_the_command(made, bank, tmp_path):
     assert f"0 pictures scored in 0 s, {PICTURES} before" in again.output
     with pytest.raises(ConfigError, match="there are judge, clip"):
         CliRunner().invoke(app, [*arguments, "--features", "vgg"], catch_exceptions=False)
+
+
+def test_failures_decide_the_exit_code_and_are_scored_again_when_asked(made, bank, tmp_path):
+    examples = list(Dataset.open(made.dataset).examples())
+    write_dataset(examples[1:], str(tmp_path / "fewer"))
+    arguments = ["evaluate", bank, "--features", "none", "--samples", "0", "--device", "cpu", "--dataset"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "fewer")])
+    assert result.exit_code == 3 and "more than --max-failed-share 0.1" in result.stderr
+    assert f"1 failed; {examples[0].id}: " in result.output and "holds no picture" in result.output
+    assert "| fixed noise loss |" in result.output, "of the others"
+    told = [*arguments, str(tmp_path / "fewer"), "--max-failed-share", "0.2"]
+    assert CliRunner().invoke(app, told).exit_code == 0
+    result = CliRunner().invoke(app, [*arguments, made.dataset])
+    assert result.exit_code == 3, "what was recorded stays"
+    result = CliRunner().invoke(app, [*arguments, made.dataset, "--retry-failed"])
+    assert result.exit_code == 0 and "1 pictures scored" in result.output and "0 failed" in result.output
+
+
+def test_the_base_may_lie_elsewhere_now(made, bank, tmp_path, tiny_base_dir):
+    """Where it was is gone; another base is refused, and does not become the evaluation's."""
+    run = open_store(bank)
+    run.put("_mcpl/run.json", run.get("_mcpl/run.json").replace(str(tiny_base_dir).encode(), b"/gone"))
+    arguments = ["evaluate", bank, "--features", "none", "--samples", "0", "--device", "cpu"]
+    with pytest.raises(ConfigError, match="--model /gone: neither a directory"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    for name in ("moved", "other"):
+        shutil.copytree(tiny_base_dir, tmp_path / name)
+    (tmp_path / "other" / "vae" / "more.txt").write_text("other")
+    with pytest.raises(BankMismatch, match="--model names its directory"):
+        CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "other")], catch_exceptions=False)
+    result = CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "moved")], catch_exceptions=False)
+    assert result.exit_code == 0 and f"{PICTURES} pictures scored" in result.output
+
+    for name in files(bank):  # all of it learned again on the other base
+        rows = decode(run.get(name))
+        known = files_digest(tmp_path / "other")
+        run.put(name, encode([replace(r, provenance=replace(r.provenance, base_digest=known)) for r in rows]))
+    result = CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "other")], catch_exceptions=False)
+    assert result.exit_code == 0 and f"{PICTURES} pictures scored" in result.output
 
 
 def test_the_pipeline_does_the_same_from_its_environment(made, bank, monkeypatch, capsys):
@@ -357,6 +447,54 @@ def test_the_pipeline_does_the_same_from_its_environment(made, bank, monkeypatch
     with pytest.raises(SystemExit) as ended:
         run(evaluate_all.app, "evaluate_all")
     assert ended.value.code == 1 and "evaluate_all: nothing is at" in capsys.readouterr().err
+
+
+def test_the_run_of_a_bank_is_told_its_scores(made, tmp_path, migrated, tiny_base_dir, monkeypatch, capsys):
+    """In the run that learning opened; not before everything is learned."""
+    from mlflow import MlflowClient
+
+    from mcpl.cli.terminal import run
+    from pipelines import evaluate_all
+
+    shutil.copyfile(migrated, tmp_path / "mlflow.db")
+    config = RunConfig(
+        dataset=made.dataset,
+        output=str(tmp_path / "bank"),
+        recipe=adjust(load("plain"), base=str(tiny_base_dir)),
+        placement=PLACED,
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )
+    record.learn_dataset(config, runner=invented.NAME, inline=True)
+    client = MlflowClient(config.tracking_uri)
+    experiment = client.get_experiment_by_name("mcpl").experiment_id
+
+    def evaluate(*options: str) -> str:
+        arguments = ["--bank", config.output, "--samples", "0", "--features", "none", "--device", "cpu", "--inline"]
+        arguments += ["--tracking-uri", config.tracking_uri, *options]
+        monkeypatch.setattr("sys.argv", ["evaluate_all.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run(evaluate_all.app, "evaluate_all")
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    def told():
+        (one,) = client.search_runs([experiment])
+        return one.info.status, one.data.metrics.get("fidelity/word_similarity")
+
+    store, last = open_store(config.output), max(files(config.output))
+    part = store.get(last)
+    store.delete(last)
+    silent = evaluate()
+    store.put(last, part)
+    silent += evaluate("--tracker", "none") + evaluate("--tracking-uri", f"sqlite:///{tmp_path}/another.db")
+    assert "has the scores" not in silent and told() == ("FINISHED", None)
+    assert not (tmp_path / "another.db").exists()
+    assert f"{config.output}: its MLflow run has the scores" in evaluate()
+    mean = ScoredBank.open(config.output).summary().metrics["word_similarity"]
+    assert told() == ("FINISHED", pytest.approx(mean))
+    (one,) = client.search_runs([experiment])
+    kept = pq.read_table(client.download_artifacts(one.info.run_id, "pictures.parquet", str(tmp_path)))
+    assert len(kept) == PICTURES and "word_similarity" in kept.column_names
 
 
 def test_the_authors_layout_is_learned_and_scored(tmp_path, tiny_base_dir):

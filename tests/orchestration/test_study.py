@@ -55,6 +55,25 @@ def test_a_folder_holds_one_study(asked, tmp_path):
     Trials(store, module.StudyPlan(study))
     with pytest.raises(ConfigError, match=r"another study \(study.seeds was 2 and is 3\)"):
         Trials(store, module.StudyPlan(study.model_copy(update={"seeds": 3})))
+    first, *others = study.cells
+    lr = first.recipe.lr
+    changed = first.model_copy(update={"recipe": first.recipe.model_copy(update={"lr": 2 * lr})})
+    with pytest.raises(ConfigError, match=rf"another study \(cells.0 .*\.recipe\.lr was {lr} and is {2 * lr}\)"):
+        Trials(store, module.StudyPlan(study.model_copy(update={"cells": (changed, *others)})))
+    with pytest.raises(ConfigError, match="another study"):
+        Trials(store, module.StudyPlan(study.model_copy(update={"cells": (*others, first)})))
+
+
+def test_a_changed_sentence_is_the_same_study(asked, tmp_path):
+    """It goes on with what was learned, and its report says the new sentence."""
+    study, _ = asked
+    store = open_store(str(tmp_path / "out"))
+    kept = Trials(store, module.StudyPlan(study))
+    kept.end(Result(0, {"cell": study.cells[0].name}, "finished"))
+    said = study.model_copy(update={"question": "Asked better?", "notes": ("A note.",), "figures": ()})
+    assert set(Trials(store, module.StudyPlan(said)).results()) == {0}
+    again = report.study_of(store.get("study.json"))
+    assert (again.question, again.notes, again.figures) == ("Asked better?", ("A note.",), ())
 
 
 def test_a_cell_that_failed_is_told_and_asked_again(asked, tmp_path):
@@ -111,6 +130,20 @@ def test_effects_by_hand():
     }.items():  # fmt: skip
         assert f"| {told} [{told}, {told}] |".replace("-0.000", "+0.000") in found[effect].replace("-0.000", "+0.000")
     assert "| mask + bind | 5 | 0.420 [" in text and "| mask + CL + bind | nothing | +0.550 [" in text
+
+
+@pytest.mark.parametrize("finished", ["the cell of weight 0", "no cell of the curves"])
+def test_a_report_of_the_first_cells_that_finished(finished):
+    """A logarithmic axis has no place for 0 alone, and a figure without a cell is left out."""
+    study = build("weights", Size(seeds=1))
+    figure = study.figures[0]
+    zero = next(cell for cell in study.cells if figure.log and cell.levels.get(figure.x) == 0)
+    rows = [row for row in rows_of(study, lambda _: [[{"assignment": 0.5}]]) if row["cell"] == zero.name]
+    if finished == "no cell of the curves":
+        rows = [row | {"cell": "nobody's"} for row in rows]
+    drawn = dict(report.pictures(study, rows))
+    assert all(min(picture.size) > 100 for picture in drawn.values())
+    assert ("figure-1-curves.png" in drawn) == (finished == "the cell of weight 0")
 
 
 def test_words_that_diverged_hit_nothing_and_other_failures_are_left_out():
