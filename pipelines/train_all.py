@@ -32,7 +32,7 @@ from mcpl.cli.terminal import (
     TrackingUri,
     listed,
     run,
-)  # fmt: skip
+)
 from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
 from mcpl.recipes import RECIPES, adjust, load

@@ -20,7 +20,7 @@ from mcpl.cli.terminal import (
     console,
     listed,
     print_metrics,
-)  # fmt: skip
+)
 from mcpl.errors import ConfigError
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show them, describe them.")
