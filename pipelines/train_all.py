@@ -8,7 +8,7 @@
 
 Every option may come from the environment instead, as MCPL_ and its name: MCPL_DATASET, MCPL_WORKERS, MCPL_PACK ...
 Exit codes: 0 done; 1 an error, told in one line; 3 more pictures failed than --max-failed-share; 4 stopped by a
-signal before the end.
+signal before the end; 5 published, but not better than the version that keeps the alias.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.terminal import Device, Experiment, Tracker, TrackingUri, run
+from mcpl.cli.terminal import (
+    EXIT_NOT_BETTER,
+    Alias,
+    BetterOn,
+    Device,
+    Experiment,
+    Tracker,
+    TrackingUri,
+    listed,
+    run,
+)
 from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
 from mcpl.recipes import RECIPES, adjust, load
@@ -58,7 +68,8 @@ def main(
     steps: Annotated[int | None, typer.Option(help="optimisation steps instead of the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(help="seed instead of the recipe's")] = None,
     publish: Annotated[str, typer.Option(help="registered model that the bank becomes a version of")] = "",
-    alias: Annotated[str, typer.Option(help="what NAME@ALIAS will mean after --publish; empty for none")] = "champion",
+    alias: Alias = "champion",
+    better_on: BetterOn = "",
     tracker: Tracker = "mlflow",
     tracking_uri: TrackingUri = None,
     experiment: Experiment = "mcpl",
@@ -94,19 +105,26 @@ def main(
         experiment=experiment,
     )
     how = {"tracker": tracker, "inline": inline, "wait_for_nodes": wait_for_nodes, "verbose": verbose}
-    raise typer.Exit(train_all(config, publish, alias, **how, **({"runner": runner} if runner else {})))
+    raise typer.Exit(train_all(config, publish, alias, better_on, **how, **({"runner": runner} if runner else {})))
 
 
-def train_all(config: RunConfig, publish: str = "", alias: str = "champion", **how: object) -> int:
+def train_all(config: RunConfig, publish: str = "", alias: str = "champion", better_on: str = "", **how: object) -> int:
     """Learn, tell, and say with the exit code how it went."""
     from mcpl.orchestration import progress, record
+    from mcpl.tracking.registry import NotPromoted
 
+    code = 0
     with progress.shown() as show:
         summary = record.learn_dataset(config, on_progress=show, **how)
     report(summary)
     if publish and not summary.stopped and summary.learned:
-        published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri)
-        print(f"published as {published.name} version {published.version}: {published.load_line}")
+        guard = listed(better_on)
+        try:
+            published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri, better_on=guard)
+            print(f"published as {published.name} version {published.version}: {published.load_line}")
+        except NotPromoted as refused:
+            print(refused, file=sys.stderr)
+            code = EXIT_NOT_BETTER
     if summary.stopped:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return EXIT_STOPPED
@@ -117,7 +135,7 @@ def train_all(config: RunConfig, publish: str = "", alias: str = "champion", **h
             file=sys.stderr,
         )
         return EXIT_TOO_MANY_FAILED
-    return 0
+    return code
 
 
 def report(summary) -> None:

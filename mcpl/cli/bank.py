@@ -10,7 +10,17 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from mcpl.cli.terminal import Home, Model, TrackingUri, console, print_metrics
+from mcpl.cli.terminal import (
+    EXIT_NOT_BETTER,
+    Alias,
+    BetterOn,
+    Home,
+    Model,
+    TrackingUri,
+    console,
+    listed,
+    print_metrics,
+)
 from mcpl.errors import ConfigError
 
 bank_app = typer.Typer(no_args_is_help=True, help="Look learned words up, show them, describe them.")
@@ -223,12 +233,22 @@ def bank_compact(
 
 def publish(
     bank: Annotated[str, typer.Argument(help="Bank folder or URI.")],
-    name: Annotated[str, typer.Option("--name", help="Registered model name.")],
-    alias: Annotated[str | None, typer.Option("--alias", help="Alias to set, such as champion.")] = "champion",
+    name: Annotated[str, typer.Option("--name", help="Registered model; made on first use.")],
+    alias: Alias = "champion",
+    better_on: BetterOn = "",
+    dataset: Annotated[str, typer.Option(help="What the bank was learned from; default: as its run says.")] = "",
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Publish a bank as a version of a registered model."""
+    """Publish a bank as a version of a registered model. Exit code 5: published, but not better."""
     from mcpl.orchestration.record import publish_bank
+    from mcpl.tracking.registry import NotPromoted
 
-    published = publish_bank(bank, name, alias, tracking_uri)
-    console.print(f"{published.name} version {published.version}: {published.load_line}", highlight=False)
+    try:
+        published = publish_bank(bank, name, alias or None, tracking_uri, dataset, listed(better_on))
+    except NotPromoted as refused:
+        print(refused, file=sys.stderr)
+        raise typer.Exit(EXIT_NOT_BETTER) from None
+    typer.echo(f"name     {published.name}")
+    typer.echo(f"version  {published.version}")
+    typer.echo(f"alias    {', '.join(published.aliases) or '-'}")
+    typer.echo(f"load     {published.load_line}")

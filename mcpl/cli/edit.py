@@ -57,8 +57,11 @@ def edit(
     home: Home = Path("."),
 ) -> None:
     """Replace, refine or re-weigh words of a picture's sentence, and see only that change in the picture."""
+    from mcpl.data.pictures import fit
+    from mcpl.data.sources import picture_file
     from mcpl.generation import edit as editing
     from mcpl.generation.saving import save_edited
+    from mcpl.orchestration.job import to_pixels
 
     drawing = str(photo) == "-"
     if not drawing and not photo.is_file():
@@ -72,11 +75,13 @@ def edit(
         console.print(f"the words are those of {given[0]}", highlight=False, markup=False)
     slugs = [concept.slug for each in (change.before, change.after) for concept in each.concepts]
     words = found_words(slugs, given, id or (), tracking_uri, home)
+    picture = None if drawing else picture_file(photo)[1]
     base = base_of(words, model, device, precision)
-    if drawing:
+    if picture is None:
         original = editing.drawn(base, sentence, words, range(seed, seed + count), settings)
     else:
-        original = editing.inverted(base, sentence, words, _pixels(photo, base)[None], settings)
+        pixels = to_pixels(fit(picture, base.facts.resolution))
+        original = editing.inverted(base, sentence, words, pixels[None], settings)
     files = save_edited(editing.edit(base, original, change, words, settings), out)
     console.print(f"Look at [bold]{files[-1]}[/]: before, after, and where the change may show.", highlight=False)
 
@@ -105,11 +110,3 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     if not (sign and left.strip() and right.strip()):
         raise ConfigError(f"{option} {text!r}: write it as OLD=NEW, such as '<bear>=<cat>' or '<bear>=1.5'")
     return left.strip(), right.strip()
-
-
-def _pixels(photo: Path, base):
-    from mcpl.data.pictures import fit, load_picture
-    from mcpl.data.sources import picture_and_sentence
-    from mcpl.orchestration.job import to_pixels
-
-    return to_pixels(fit(load_picture(picture_and_sentence(photo, "").image), base.facts.resolution))

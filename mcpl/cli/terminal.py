@@ -30,6 +30,17 @@ TrackingUri = Annotated[
     ),
 ]
 Home = Annotated[Path, typer.Option(help="Where the default MLflow database lies.")]
+Alias = Annotated[str, typer.Option(help="what NAME@ALIAS will mean once it is published; empty for none")]
+BetterOn = Annotated[
+    str, typer.Option(help="comma-separated scores that guard the alias: it moves to a better version only")
+]
+EXIT_NOT_BETTER = 5
+"""published, but the alias stays where it was"""
+
+
+def listed(names: str) -> tuple[str, ...]:
+    """What an option names, commas between."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
 def run(app: typer.Typer, name: str, code: int = 1) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+
 from mcpl.data.checks import DatasetInfo, ValidationReport, info, validate
 from mcpl.data.dataset import LISTINGS, PARQUET, Dataset, ShardRef
 from mcpl.data.listing import Rejected
@@ -37,6 +39,7 @@ __all__ = [
     "info",
     "mark_dataset",
     "picture_and_sentence",
+    "picture_file",
     "scenes",
     "scenes_mc",
     "validate",
@@ -55,18 +58,22 @@ def detect(uri: str | os.PathLike) -> str:
     return Dataset.open(uri).kind
 
 
-def picture_and_sentence(path: str | os.PathLike, text: str) -> Example:
-    """One picture file and its sentence. ConfigError: no such file; ExampleError naming it: no picture in it."""
+def picture_file(path: str | os.PathLike) -> tuple[bytes, Image.Image]:
+    """A picture file as stored and as seen. ConfigError: no such file; ExampleError naming it: no picture in it."""
     store, name = locate(path)
     if name is None:
         raise ConfigError(f"{path} is a folder; give one picture")
     with store.reader(name) as file:
-        example = Example(Path(name).stem, file.read(MAX_BYTES + 1), text)  # so much tells that it is too large
+        data = file.read(MAX_BYTES + 1)  # so much tells that it is too large
     try:
-        load_picture(example.image)
+        return data, load_picture(data)
     except ExampleError as fault:
         raise ExampleError(f"{path}: {fault}") from None
-    return example
+
+
+def picture_and_sentence(path: str | os.PathLike, text: str) -> Example:
+    """One picture file and its sentence; faults as for `picture_file`."""
+    return Example(Path(path).stem, picture_file(path)[0], text)
 
 
 NAMINGS = ("unnamed", "named", "never")

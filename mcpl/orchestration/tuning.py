@@ -281,7 +281,8 @@ class Record:
 
 
 class Board:
-    """The live table: the best trials and those at work; in a log, a line for each trial that ends."""
+    """The live table: the best trials and those at work, and above it a line for each that failed; in a log, a line for
+    each trial that ends."""
 
     def __init__(
         self,
@@ -318,7 +319,7 @@ class Board:
     def end(self, result: Result) -> None:
         self._ended[result.number] = result
         self._said.pop(result.number, None)
-        if self._live is None:
+        if self._live is None or result.state == "failed":
             score = "" if result.score is None else f" score {result.score:.3f}"
             values = ", ".join(f"{path} {_short(value)}" for path, value in result.values.items())
             told = f"{self._word} {result.number:05d} {result.state}:{score} in {result.seconds:.0f} s; {values}"

@@ -3,7 +3,7 @@
 Each word is the mean of its vectors, brought to length 1, so that nearness is the cosine. Words lie in lists around
 k-means centres, told in a bit a dimension (product quantisation, 4 bits for 4 dimensions, scanned 32 at once:
 arXiv 1704.07355): 110 bytes a word of width 768, in memory as on disk, since faiss maps no index of this kind. What it
-proposes is ranked again by the vectors themselves, which are memory-mapped (`lookup_model`).
+proposes is ranked again by the vectors themselves, which are read from their file (`lookup_model`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import mmap
 import os
 from pathlib import Path
 
@@ -46,7 +45,7 @@ class WordTable(mlflow.pyfunc.PythonModel):
         grouped = keys.select(["image_id", "pictures"]).filter(pc.is_valid(keys["pictures"])).to_pylist()
         self._group_of = {picture: row["image_id"] for row in grouped for picture in row["pictures"]}
         self._places, self._counts = (keys[name].to_numpy() for name in ("start", "n_vectors"))
-        self._stored = np.memmap(files["vectors.f32"], np.float32, "r").reshape(-1, self.manifest["width"])
+        self._stored = files["vectors.f32"].open("rb")
         self._index_file, self._index, self._base = files.get("index.faiss"), None, None
         meta = self._file.metadata
         self._starts = [0]  # first row of each row group, and the end
@@ -240,7 +239,6 @@ class WordTable(mlflow.pyfunc.PythonModel):
             proposed = self._opened().search(direction[None], count)[1][0]
             proposed = np.sort(proposed[proposed >= 0])
             near = self._unit(proposed) @ direction
-        self._stored._mmap.madvise(mmap.MADV_DONTNEED)  # pages that were read stay in the system's cache, not in ours
         order = np.argsort(-near, kind="stable")
         return proposed[order].tolist(), near[order]
 
@@ -254,16 +252,27 @@ class WordTable(mlflow.pyfunc.PythonModel):
 
     def _unit(self, positions):
         """Mean vectors of words, at length 1. [words, D]"""
-        starts, counts = self._places[positions], self._counts[positions]
-        if (counts == 1).all():
-            means = np.array(self._stored[starts])
-        else:
-            means = np.stack([self._stored[s : s + n].mean(0) for s, n in zip(starts, counts, strict=True)])
+        counts = self._counts[positions]
+        means = self._vectors(positions)
+        if (counts != 1).any():
+            means = np.add.reduceat(means, np.cumsum(counts) - counts) / counts[:, None].astype(np.float32)
         return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
-    def _vectors(self, position):
-        start = self._places[position]
-        return np.array(self._stored[start : start + self._counts[position]])
+    def _vectors(self, positions):
+        """Vectors of a word, or of several at sorted positions, one after the other. [vectors, D]
+
+        They are read, not mapped: touching a word of a mapped file lets Linux map up to a megabyte around it.
+        """
+        starts, counts = np.atleast_1d(self._places[positions], self._counts[positions])
+        vectors = np.empty((counts.sum(), self.manifest["width"]), np.float32)
+        cuts = np.cumsum(counts)[:-1]
+        if starts[-1] + counts[-1] - starts[0] == len(vectors):  # neighbours, as in a block: read at once
+            starts, cuts = starts[:1], cuts[:0]
+        file, size, parts = self._stored.fileno(), vectors.strides[0], np.split(vectors, cuts)
+        read = sum(os.preadv(file, [part], start * size) for part, start in zip(parts, starts, strict=True))
+        if read != vectors.nbytes:
+            raise ValueError(f"{self._stored.name} is cut short")
+        return vectors
 
 
 def _absent(value):

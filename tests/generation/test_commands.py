@@ -71,6 +71,7 @@ def test_mistakes_are_one_line(call, learned):
         (("edit", photo, sentence, "--weight", "<bear>=9"), "a factor from 0 to 4"),
         (("edit", "absent.png", sentence, "--refine", "a <bear>"), "absent.png: no such picture"),
         (("edit", "text.png", sentence, "learned/photo", "--refine", "a <bear>"), "text.png: not a picture"),
+        (("edit", "text.png", sentence, "learned/photo", "--refine", "a <bear>", "--model", "none"), "not a picture"),
     ]:
         code, printed = call(*arguments)
         assert code == 1 and told in printed and printed.count("mcpl: ") == 1, (arguments, printed)

@@ -61,7 +61,7 @@ def test_a_stopped_sweep_goes_on_and_trials_that_fail_stop_nothing(tmp_path, sta
 def test_kill_9_of_a_sweep_and_then_of_its_server_doubles_and_loses_nothing(tmp_path, started, server):
     scenario = Scenario(tmp_path)
     scenario.pictures(4)
-    scenario.tell(seconds=0.05)
+    scenario.tell(seconds=0.05, crowd=4)
     space = {
         "recipe": "best",
         "fixed": {"base": str(scenario.stub_folder)},
@@ -73,9 +73,9 @@ def test_kill_9_of_a_sweep_and_then_of_its_server_doubles_and_loses_nothing(tmp_
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     command = [
         "pipelines/sweep.py", "--space", tmp_path / "space.yaml", "--trials", TRIALS, "--out", tmp_path / "sweep",
-        "--runner", sweep_stub.NAME, "--tracking-uri", server.uri, "--cpus-per-trial", 0.5,
+        "--runner", sweep_stub.NAME, "--tracking-uri", server.uri, "--cpus-per-trial", 0.1, "--gpus-per-trial", 0.25,
     ]  # fmt: skip
-    environment = {"MCPL_TRACKER": "mlflow"}
+    environment = {"MCPL_TRACKER": "mlflow", "RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'}  # Ray takes it at its word
 
     def results() -> list[str]:
         return sorted(path.parent.name for path in tmp_path.glob("sweep/trials/*/result.json"))
@@ -86,6 +86,7 @@ def test_kill_9_of_a_sweep_and_then_of_its_server_doubles_and_loses_nothing(tmp_
     before = results()
     asked = sorted(path.parent.name for path in tmp_path.glob("sweep/trials/*/asked.json"))
     assert 6 <= len(before) < TRIALS and len(asked) > len(before), "it was killed while trials were at work"
+    assert len(scenario.pids()) == 4, "a quarter each: four trials share the GPU, though the cores would hold more"
     client = connect(server.uri)
     runs = client.search_runs([client.get_experiment_by_name("mcpl").experiment_id])
     assert "RUNNING" in {run.info.status for run in runs}, "the kill left a run that claims to be running"

@@ -17,7 +17,7 @@ from mcpl.orchestration import record
 from mcpl.orchestration.compaction import compact
 from mcpl.orchestration.showing import sentence_of
 from mcpl.tracking import base
-from mcpl.tracking.registry import Published
+from mcpl.tracking.registry import NotPromoted, Published
 from pipelines import train_all
 from tests.orchestration import stub
 from tests.orchestration.scenario import Scenario
@@ -172,6 +172,21 @@ def test_a_version_names_its_dataset_the_same_whoever_publishes_it(scenario, mon
     train_all.train_all(config, publish="words", tracker="none", runner=stub.NAME, inline=True)
     record.publish_bank(config.output, "words")
     assert told == [str(scenario.root / "dataset")] * 2
+
+
+def test_words_that_are_not_better_than_the_champions_end_the_run_with_a_code_of_their_own(
+    scenario, monkeypatch, capsys
+):
+    scenario.pictures(2)
+
+    def refuse(*_, better_on, **__):
+        raise NotPromoted(f"worse on {' and '.join(better_on)}")
+
+    monkeypatch.setattr(record, "publish", refuse)
+    asked = {"publish": "words", "better_on": "right_object,assignment", "tracker": "none", "inline": True}
+    assert train_all.train_all(scenario.config(), runner=stub.NAME, **asked) == 5
+    assert "worse on right_object and assignment" in capsys.readouterr().err
+    assert Bank.open(scenario.config().output).summary().status == {"learned": 2}
 
 
 def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):

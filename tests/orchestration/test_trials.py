@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from mcpl.config import Placement
+from mcpl.data.bank import Bank
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError
 from mcpl.orchestration import sweep, tuning
@@ -21,6 +23,7 @@ from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report
 from mcpl.recipes import best, load
 from mcpl.tracking.base import NullRun, NullTracker
+from pipelines import train_all
 from tests.orchestration import sweep_stub
 from tests.orchestration.scenario import Scenario
 
@@ -52,10 +55,10 @@ def space_file(tmp_path):
     return write
 
 
-def tried(search, space, number_of_packs=4, upto=None):
-    """Ask for a trial and end it as the stub would."""
+def tried(search, space, number_of_packs=4, upto=None, runner=sweep_stub.NAME):
+    """Ask for a trial and end it as the runner does."""
     asked = search.ask()
-    reports = list(sweep.trial_reports(space, asked.values, asked.number, Placement(), sweep_stub.NAME))[:upto]
+    reports = list(sweep.trial_reports(space, asked.values, asked.number, Placement(), runner))[:upto]
     last = reports[-1]
     state = "finished" if len(reports) == number_of_packs else "stopped"
     said = [{k: v for k, v in r.items() if k != "rows"} for r in reports]
@@ -220,6 +223,25 @@ def test_the_report_names_what_is_best_and_what_mattered(space_file, tmp_path, c
     assert f"Best: trial {winner.number:05d}" in text and "The starting recipe is trial 00000" in text
 
 
+def test_the_best_recipe_that_a_sweep_writes_learns_a_dataset(space_file, tmp_path, tiny_base_dir):
+    small = {"base": str(tiny_base_dir), "steps": 2, "batch": 2, "probe_every": 1, "probe_timesteps": 1}
+    on = {"dataset": None, "sets": ["named-2"], "pictures": 1, "seeds": 1, "samples": 0}
+    space = read_space(space_file(fixed=small, objective={"assignment": 1}, **on))
+    store = open_store(str(tmp_path / "sweep"))
+    search = Search(Trials(store, space))
+    for _ in range(2):
+        tried(search, space, 1, runner=tuning.RUNNER)
+    write_report(store, space, search, lambda *_: None)
+    best, bank = str(tmp_path / "sweep" / "best.yaml"), str(tmp_path / "bank")
+    given = ["--recipe", best, "--dataset", str(tmp_path / "dataset"), "--output", bank, "--tracker", "none"]
+    with pytest.raises(SystemExit) as ended:
+        train_all.app([*given, "--inline"])
+    assert not ended.value.code
+    learned = Bank.open(bank).summary()
+    assert learned.status == {"learned": 4}
+    assert learned.recipes == {f"best-tuned {load(best).fingerprint}": 4}
+
+
 def test_early_stopping_remembers_the_trials_of_before(space_file, tmp_path):
     """Three good trials ended before the restart: a bad newcomer stops at its first rung."""
     space = read_space(space_file())
@@ -279,6 +301,59 @@ def test_a_trial_that_ends_while_the_server_is_away_is_not_told(space_file, tmp_
     assert record.settle() == []
     run.settle = lambda: setattr(run, "delivered", True)
     assert record.settle() == [0], "it was back at the sweep's end"
+
+
+@pytest.fixture
+def screen():
+    """A terminal of 100 by 30, and what stands on it after all that was printed."""
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=100, height=30)
+
+    def shown() -> list[str]:
+        frame = console.file.getvalue().rpartition("\x1b[2K")[2]
+        return [" ".join(line.strip("│┃ ").replace("│", " ").split()) for line in frame.splitlines()]
+
+    return console, shown
+
+
+def result(number, state, score=None, reason="", packs=4):
+    reports = [{"packs": packs, "score": score}] if packs else []
+    return Result(number, {"lr": 1e-3 * (number + 1)}, state, score, score, score and 8.0, 1.0, reason, reports)
+
+
+@pytest.mark.parametrize("word", ["trial", "cell"])
+def test_a_terminal_shows_who_is_at_work_and_how_the_others_ended(screen, word):
+    console, shown = screen
+    before = {0: result(0, "finished", 0.5)}
+    with tuning.Board(("lr",), lambda _: 4, before, console, word) as board:
+        board.start(1, {"lr": 0.002})
+        board.start(2, {"lr": 0.003})
+        assert f"1 {word}s finished, 2 at work" in shown()
+        assert "00001 at work 0/4 - - - 0.002" in shown()
+        board.report(1, {"packs": 3, "score": 0.61, "gain": 0.2, "passes": 12.0})
+        assert "00001 at work 3/4 0.610 0.200 12 0.002" in shown()
+        board.end(result(1, "finished", 0.75))
+        board.end(result(2, "failed", reason="out of memory", packs=0))
+        board.start(3, {"lr": 0.004})
+        board.end(result(3, "stopped", 0.1, packs=1))
+        board.start(4, {"lr": 0.005})
+    assert f"{word} 00002 failed: in 1 s; lr 0.003 (out of memory)\n" in console.file.getvalue(), "above the table"
+    assert f"2 {word}s finished, 1 stopped early, 1 failed, 1 at work" in shown()
+    rows = [line for line in shown() if line[:5].isdigit()]
+    assert [row.split()[0] for row in rows] == ["00004", "00001", "00000", "00003", "00002"], "at work, then the best"
+    assert rows[1:] == [
+        "00001 finished 4/4 0.750 0.750 8 0.002", "00000 finished 4/4 0.500 0.500 8 0.001",
+        "00003 stopped 1/4 0.100 0.100 8 0.004", "00002 failed 0/4 - - - 0.003",
+    ]  # fmt: skip
+
+
+def test_a_table_that_is_full_keeps_those_at_work_and_the_best(screen):
+    console, shown = screen
+    with tuning.Board(("lr",), lambda _: 4, {n: result(n, "finished", n / 100) for n in range(40)}, console) as board:
+        for number in (50, 51, 52):
+            board.start(number, {"lr": 0.1})
+    numbers = [int(line[:5]) for line in shown() if line[:5].isdigit()]
+    assert numbers == [50, 51, 52, *range(39, 30, -1)]
+    assert "40 trials finished, 3 at work" in shown()
 
 
 def test_a_dataset_without_pictures_is_one_line(space_file, tmp_path):

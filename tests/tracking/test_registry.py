@@ -261,6 +261,14 @@ def test_only_the_row_groups_asked_for_are_read(table, bank_row, monkeypatch):
     assert groups == [2, 9]
 
 
+def test_vectors_that_are_cut_short_are_no_answer(table, bank_row, tmp_path):
+    made = table(bank_row(i) for i in range(4))
+    (tmp_path / "vectors.f32").write_bytes((tmp_path / "vectors.f32").read_bytes()[:-4])
+    assert len(made.predict(None, pd.DataFrame({"image_id": ["p0"]}))) == 2
+    with pytest.raises(ValueError, match="vectors.f32 is cut short"):
+        made.predict(None, pd.DataFrame({"image_id": ["p3"]}))
+
+
 def by_hand(rows, asked):
     """(picture, word) of every learned word, nearest first, by the definition."""
     words = {(r.id, w.concept.slug): np.asarray(w.vectors).mean(0) for r in rows for w in r.learned.concepts}
@@ -268,11 +276,18 @@ def by_hand(rows, asked):
     return sorted(cosine.items(), key=lambda one: -one[1])
 
 
+def shortened(row):
+    """The same with the first vector of each word alone."""
+    words = tuple(replace(word, vectors=word.vectors[:1]) for word in row.learned.concepts)
+    return replace(row, learned=replace(row.learned, concepts=words))
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 def test_the_nearest_words_are_those_of_the_definition(table, bank_row, monkeypatch, indexed):
     monkeypatch.setattr(index, "LEAST", 100 if indexed else 10**9)
     monkeypatch.setattr(index, "SAMPLE_PER_LIST", 39)
     rows = [bank_row(i) for i in range(400)]
+    rows[::3] = [shortened(row) for row in rows[::3]]
     made = table(iter(rows))
     assert (made._index_file is not None) == indexed and made._index is None, "loaded when somebody asks"
     asked = np.random.default_rng(99).normal(size=8)
