@@ -641,8 +641,8 @@ def _package_for_others() -> dict:
     return {} if inside_a_job or installed else {"py_modules": [str(home)]}
 
 
-def check_room(workers: int, placement: Placement) -> None:
-    """Say at once what the cluster's nodes can never hold; what is only busy is waited for."""
+def check_room(workers: int, placement: Placement, word: str = "worker") -> None:
+    """Say at once what the cluster's nodes can never hold; what is only busy is waited for. word: what is placed."""
     need = {name: amount for name, amount in _resources(placement).items() if amount}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(
@@ -654,8 +654,8 @@ def check_room(workers: int, placement: Placement) -> None:
     asked = " and ".join(f"{amount:g} {name}" for name, amount in need.items())
     have = ", ".join(f"{amount:g} {name}" for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU"))
     raise ConfigError(
-        f"--workers {workers} at {asked} each do not fit this cluster ({have or 'no CPU'}; room for {room}): use"
-        f" fewer workers, give each less, or --wait-for-nodes where the cluster grows on demand"
+        f"{workers} {word}{'s' * (workers > 1)} at {asked} each do not fit this cluster ({have or 'no CPU'}; room for"
+        f" {room}): use fewer, give each less{', or --wait-for-nodes where the cluster grows' * (word == 'worker')}"
     )
 
 

@@ -101,7 +101,7 @@ def tune_trials(
         tempfile.TemporaryDirectory(prefix="mcpl-tune-", ignore_cleanup_errors=True) as scratch,
         board,
     ):
-        fanout.check_room(1, placement)
+        fanout.check_room(1, placement, board.word)
         resources = {"cpu": placement.cpus_per_worker, "gpu": placement.gpus_per_worker}
         tuner = tune.Tuner(
             tune.with_resources(learn, resources),
@@ -293,7 +293,7 @@ class Board:
         word: str = "trial",
     ) -> None:
         self._console = console or Console(stderr=True)
-        self._columns, self._packs, self._word = columns, packs, word
+        self._columns, self._packs, self.word = columns, packs, word
         self._ended = dict(ended)
         self._values: dict[int, dict] = {}
         self._said: dict[int, dict] = {}
@@ -322,7 +322,7 @@ class Board:
         if self._live is None or result.state == "failed":
             score = "" if result.score is None else f" score {result.score:.3f}"
             values = ", ".join(f"{path} {_short(value)}" for path, value in result.values.items())
-            told = f"{self._word} {result.number:05d} {result.state}:{score} in {result.seconds:.0f} s; {values}"
+            told = f"{self.word} {result.number:05d} {result.state}:{score} in {result.seconds:.0f} s; {values}"
             self._console.print(told + (f" ({result.reason})" if result.reason else ""), highlight=False, markup=False)
         self._draw()
 
@@ -336,8 +336,8 @@ class Board:
         others = {state: sum(r.state == state for r in self._ended.values()) for state in ("stopped", "failed")}
         told = {"stopped": "stopped early", "failed": "failed"}
         said = "".join(f", {count} {told[state]}" for state, count in others.items() if count)
-        table = Table(title=f"{done} {self._word}s finished{said}, {len(self._said)} at work")
-        for column in (self._word, "", "packs", "score", "gain", "passes", *self._columns):
+        table = Table(title=f"{done} {self.word}s finished{said}, {len(self._said)} at work")
+        for column in (self.word, "", "packs", "score", "gain", "passes", *self._columns):
             table.add_column(column, justify="left" if column == "" else "right")
         for number, said in sorted(self._said.items()):
             self._row(table, number, "at work", said.get("packs", 0), said, self._values[number])
