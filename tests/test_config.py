@@ -14,6 +14,7 @@ CHANGES = {
     "batch": 3,
     "lr": 0.5,
     "lr_warmup": 2,
+    "lr_decay": 0.5,
     "seed": 1,
     "clip_norm": 1.0,
     "vectors_per_word": 2,

@@ -86,19 +86,19 @@ def score(
     if stopped:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return EXIT_STOPPED
-    found = comparing.compare(done[: len(banks)], done[len(banks) :])
-    say(comparing.table(found))
-    if out:
-        say(f"written to {out}: {', '.join(comparing.write(found, out, 'Learned words compared'))}")
-    for bank in done:
-        if len(bank.failures) > placement.max_failed_share * len(bank.keys):
-            print(
-                f"{len(bank.failures)} of {len(bank.keys)} pictures of {bank.bank} could not be scored, more than"
-                f" --max-failed-share {placement.max_failed_share:g}; --retry-failed scores them again",
-                file=sys.stderr,
-            )
-            return EXIT_TOO_MANY_FAILED
-    return 0
+    failed = [bank for bank in done if len(bank.failures) > placement.max_failed_share * len(bank.keys)]
+    if not failed or all(bank.metrics() for bank in done):  # else there is nothing to compare
+        found = comparing.compare(done[: len(banks)], done[len(banks) :])
+        say(comparing.table(found))
+        if out:
+            say(f"written to {out}: {', '.join(comparing.write(found, out, 'Learned words compared'))}")
+    for bank in failed:
+        print(
+            f"{len(bank.failures)} of {len(bank.keys)} pictures of {bank.bank} could not be scored, more than"
+            f" --max-failed-share {placement.max_failed_share:g}; --retry-failed scores them again",
+            file=sys.stderr,
+        )
+    return EXIT_TOO_MANY_FAILED if failed else 0
 
 
 def _say(line: str) -> None:

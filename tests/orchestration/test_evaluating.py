@@ -409,6 +409,14 @@ def test_failures_decide_the_exit_code_and_are_scored_again_when_asked(made, ban
     assert result.exit_code == 0 and "1 pictures scored" in result.output and "0 failed" in result.output
 
 
+def test_a_bank_of_which_nothing_could_be_scored_ends_with_the_same_code(made, bank, tmp_path):
+    """There is nothing to compare then."""
+    write_dataset(scenes(1, seed=6).examples(), str(tmp_path / "others"))
+    arguments = ["evaluate", bank, "--features", "none", "--samples", "0", "--device", "cpu", "--dataset"]
+    result = CliRunner().invoke(app, [*arguments, str(tmp_path / "others")])
+    assert result.exit_code == 3 and f"{PICTURES} of {PICTURES} pictures of {bank}" in result.stderr
+
+
 def test_the_base_may_lie_elsewhere_now(made, bank, tmp_path, tiny_base_dir):
     """Where it was is gone; another base is refused, and does not become the evaluation's."""
     run = open_store(bank)
