@@ -77,21 +77,30 @@ def generate_all(model: BaseModel, wishes: Sequence[Wish], n: int, sampling: Sam
     An accelerator draws them together. A CPU gains nothing by that, and draws each by itself: its last bits then do not
     depend on what else is drawn.
     """
-    if model.device.type == "cpu":
-        return [generate(model, wish.sentence, wish.vectors, n, wish.seed, sampling) for wish in wishes]
     _, height, width = model.facts.latent_shape
     at_once = max(DRAWN, CELLS // (height * width))
-    return [own for some in chunks(wishes, max(1, at_once // n)) for own in drawn_together(model, some, n, sampling)]
+    if model.device.type == "cpu" or n > at_once:
+        return _one_by_one(model, wishes, n, sampling)
+    drawn: list[Tensor] = []
+    for some in chunks(wishes, at_once // n):
+        try:
+            drawn += drawn_together(model, some, n, sampling)
+        except torch.OutOfMemoryError:  # what could be learned can be drawn, if not together
+            drawn += _one_by_one(model, some, n, sampling)
+    return drawn
+
+
+def _one_by_one(model: BaseModel, wishes: Sequence[Wish], n: int, sampling: Sampling) -> list[Tensor]:
+    return [generate(model, wish.sentence, wish.vectors, n, wish.seed, sampling) for wish in wishes]
 
 
 @torch.no_grad()
 def drawn_together(model: BaseModel, wishes: Sequence[Wish], n: int, sampling: Sampling) -> tuple[Tensor, ...]:
     """`generate` for every wish, in one batch."""
     noise = torch.cat([_noise(model, n, wish.seed) for wish in wishes])
-    given = conditions(model, [(wish.sentence, wish.vectors) for wish in wishes])
-    given = repeated(given, n)
+    given = repeated(conditions(model, [(wish.sentence, wish.vectors) for wish in wishes]), n)
     latents = model.sample(noise, given, model.unconditional(), sampling.steps, sampling.guidance)
-    return model.decode_latents(latents).split(n)
+    return torch.cat([model.decode_latents(some) for some in latents.split(DRAWN)]).split(n)  # decoding needs most
 
 
 def _noise(model: BaseModel, n: int, seed: int) -> Tensor:

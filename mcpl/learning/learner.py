@@ -84,7 +84,9 @@ class Learner:
         self._probe_rows = [probe_rows(job, settings, len(model.alphas_cumprod)) for job in pack.jobs]
         self._last_look = -1
         self._masks: dict[tuple, Tensor] = {}
-        """masks of rows, on the device; a look makes them anew"""
+        """masks of views since the last look"""
+        self._sent: dict[str, tuple[tuple, Tensor]] = {}
+        """masks of the newest step's rows, on the device: which rows, and theirs"""
         self._unread: list[tuple[list[_Track], StepOutput]] = []
         """what steps have reported since the last look, still on the device"""
 
@@ -177,12 +179,16 @@ class Learner:
         """One mask for each row, made once for all rows of a view, and sent again only where rows show other views.
         [B, ...]"""
         rows = tuple((of, id(track), id(view)) for track, view in pairs)
-        if rows not in self._masks:
+        if of not in self._sent or self._sent[of][0] != rows:
             for key, (track, view) in zip(rows, pairs, strict=True):
                 if key not in self._masks:
                     self._masks[key] = make(track, view)
-            self._masks[rows] = sent(torch.stack([self._masks[key] for key in rows]), self.model.device)
-        return self._masks[rows]
+            self._sent[of] = rows, sent(torch.stack([self._masks[key] for key in rows]), self.model.device)
+        return self._sent[of][1]
+
+    def _forget_masks(self) -> None:
+        self._masks.clear()
+        self._sent.clear()
 
     def results(self) -> list[LearnedConcepts]:
         """What every job has learned, with a last look at its maps and fixed-noise loss. Call it when `done`: in
@@ -221,7 +227,7 @@ class Learner:
     def _look(self) -> None:
         """Look at every job that has not stopped: curve, maps, masks, and whether to stop."""
         self._read()
-        self._masks.clear()
+        self._forget_masks()
         active, mask = self._active, self.settings.looked_mask
         norms = torch.stack([self._rows[j].detach().norm(dim=-1).mean() for j in active]).tolist()
         looks = probe(
@@ -319,6 +325,7 @@ class Learner:
         tensors = load_safetensors(saved)
         self.step_number, self._last_look = story["step"], story["last_look"]
         self._unread.clear()
+        self._forget_masks()
         for j, (row, track) in enumerate(zip(self._rows, self._tracks, strict=True)):
             with torch.no_grad():
                 row.copy_(tensors[f"{j}.rows"])

@@ -180,7 +180,7 @@ class Runner:
         on_step: Callable[[int], None] | None,
         on_look: Callable[[list[LearnedConcepts]], None] | None = None,
     ) -> list[LearnedConcepts]:
-        """Learn a pack; where it does not fit the device, its halves. The only place that catches out-of-memory."""
+        """Learn a pack; where it does not fit the device, its halves."""
         if not jobs:
             return []
         try:

@@ -90,6 +90,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny, pixels, stop):
         assert ours.losses == theirs.losses
 
 
+def test_a_learner_goes_back_to_a_state_of_its_own(tiny, pixels):
+    """With the masks that it had then, not those of the look since."""
+    settings = STRONG.model_copy(update={"attention_mask": AttentionMask(threshold=0.98)})
+    pack = Pack(jobs(tiny, pixels, settings)[:2])
+    expected, learner = vectors(Learner(tiny, pack, settings).run()), Learner(tiny, pack, settings)
+    for _ in range(3):
+        learner.advance()
+    saved = learner.save()
+    for _ in range(4):
+        learner.advance()
+    learner.resume(saved)
+    again = vectors(learner.run())
+    assert all(torch.equal(again[i], expected[i]) for i in expected)
+
+
 def test_a_state_of_another_pack_is_refused(tiny, pixels):
     one, two, *_ = jobs(tiny, pixels)
     saved = Learner(tiny, Pack((one,)), STRONG).save()
