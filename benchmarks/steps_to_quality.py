@@ -50,7 +50,7 @@ from mcpl.seeds import derive_seed
 from mcpl.types import Example, Job, Pack
 
 Words = dict[str, torch.Tensor]
-"""slug -> learned rows [1, D]"""
+"""slug -> learned rows [k, D]"""
 Learn = Callable[[int], tuple[list[Words], float]]
 """a number of steps -> every picture's words, and the U-Net passes that a picture took on the mean"""
 
@@ -124,13 +124,15 @@ def peers_words(given: argparse.Namespace, scratch: Path) -> Learn:
     return kept
 
 
-def our_words(recipe: Recipe, model: BaseModel, jobs: list[Job], curves: list[dict]) -> Learn:
+def our_words(recipe: Recipe, model: BaseModel, pictures: list[Example], curves: list[dict]) -> Learn:
     """The recipe run to a limit of steps, in one pack; each limit is a run of its own. The longest run's curves are
     left in `curves`, as `benchmarks.recipes.speed` reads them."""
+    runner = Runner(recipe, Placement(), model)
+    jobs = tuple(map(runner.prepare, pictures))
 
     def learned(steps: int) -> tuple[list[Words], float]:
         own = adjust(recipe, steps=steps)
-        results = Learner(model, Pack(tuple(jobs)), own).run()
+        results = Learner(model, Pack(jobs), own).run()
         if not curves or steps > max(row["limit"] for row in curves):
             curves[:] = [{"recipe": recipe.name, "seed": 0, "limit": steps} | curve(result, own) for result in results]
         words = [{word.concept.slug: word.vectors for word in result.concepts} for result in results]
@@ -183,8 +185,8 @@ def main() -> None:
             Shares(who, learn, runner.model, pictures, jobs, given.samples)
             for who, learn in (
                 ("the peer", peers_words(given, Path(name))),
-                ("paper", our_words(paper, runner.model, jobs, paper_curves)),
-                (given.ours, our_words(ours_recipe, runner.model, jobs, own_curves)),
+                ("paper", our_words(paper, runner.model, pictures, paper_curves)),
+                (given.ours, our_words(ours_recipe, runner.model, pictures, own_curves)),
             )
         )
         found = compared(peer, ours, given.steps, given.our_steps)
