@@ -145,11 +145,11 @@ class ScoredBank(Bank):
         return self._scored(super().row(id))
 
     def _scored(self, row: BankRow) -> BankRow:
-        return replace(row, metrics={**row.metrics, **self._later.get((row.id, row.provenance.key), {})})
+        return replace(row, metrics={**row.metrics, **self.later.get((row.id, row.provenance.key), {})})
 
     def summary(self) -> BankSummary:
         """The bank's, each row with its later scores in place of its own: an evaluation may be of some rows only."""
-        own, later = super().summary(), self._later
+        own, later = super().summary(), self.later
         if not later:
             return own
         values: dict[str, list[float]] = {}
@@ -160,7 +160,7 @@ class ScoredBank(Bank):
         return replace(own, metrics={name: float(np.mean(each)) for name, each in sorted(values.items())})
 
     @cached_property
-    def _later(self) -> dict[tuple[str, str], dict[str, float]]:
+    def later(self) -> dict[tuple[str, str], dict[str, float]]:
         """(picture, key of its learned row) -> its metrics"""
         found: dict[tuple[str, str], dict[str, float]] = {}
         for scores in evaluations(self._store):

@@ -7,6 +7,7 @@ has grown scores only its new rows. What was learned again, differently, is scor
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import socket
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from mcpl.config import Placement, Recipe, RunConfig
 from mcpl.data import scores
-from mcpl.data.bank import Bank
+from mcpl.data.bank import Bank, shards_of
 from mcpl.data.dataset import ShardRef
 from mcpl.data.pictures import fit, load_picture
 from mcpl.data.scores import PICTURE, TEXT, TOGETHER, LearnedRows, ScoreRow, Scores
@@ -40,7 +41,7 @@ from mcpl.models.base import BaseModel
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import Runner as Learning
 from mcpl.orchestration.job import beginnings, commit, masks_of, model_of
-from mcpl.orchestration.plan import BASE, RUN, TALLY
+from mcpl.orchestration.plan import BASE, RUN, TALLY, base_of, parts_present, read_plan, replan
 from mcpl.orchestration.showing import sentences_of
 from mcpl.seeds import derive_seed
 from mcpl.settings import Settings
@@ -197,17 +198,27 @@ def evaluate_bank(
 
 
 def _forget_replaced(found: Evaluated) -> None:
-    """Take away the parts with scores of words that the bank holds no more, since their pictures were learned again:
-    they are scored anew. The whole evaluation, where a part cannot be made again since a picture of it is gone."""
-    store, stale, gone = found.scores.store, [], False
+    """Plan as the bank is now: parts with scores of words that it holds no more are made anew, of those of their rows
+    that it still has. A row that was tried again is then tried by the first of its shards alone."""
+    store, keys = found.scores.store, found.keys
+    with contextlib.suppress(FileNotFoundError):
+        if json.loads(store.get(BASE))["base_digest"] != found.scores.settings["base_digest"]:
+            store.delete(BASE)
+    if base_of(store) is None:
+        return
+    plan = read_plan(store)
+    left = {number: plan.shard(number).ids for number in plan.sizes().keys() - parts_present(store)}
+    first = {id: number for number in sorted(left, reverse=True) for id in left[number]}
+    stale = []
     for part, rows in found.scores.parts(features=False):
-        if any(found.keys.get(row.id, row.key) != row.key for row in rows):
+        (number,) = shards_of(part)
+        if any(keys.get(row.id) != row.key or first.get(row.id, number) < number for row in rows):
             stale.append(part)
-            gone |= any(row.id not in found.keys for row in rows)
-    if stale:
-        names = reversed([entry.name for entry in store.list()]) if gone else (*stale, TALLY, BASE)
-        for name in names:  # a plan goes after its parts
-            store.delete(name)
+            left[number] = plan.shard(number).ids
+            first |= {id: min(number, first.get(id, number)) for id in left[number]}
+    for name in (TALLY, *stale) if stale else ():  # the cache first: it would be believed
+        store.delete(name)
+    replan(store, plan, {n: [id for id in ids if id in keys and first[id] == n] for n, ids in left.items()})
 
 
 class Runner:

@@ -653,10 +653,13 @@ def check_room(workers: int, placement: Placement, word: str = "worker") -> None
         return
     asked = " and ".join(f"{amount:g} {name}" for name, amount in need.items())
     have = ", ".join(f"{amount:g} {name}" for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU"))
-    raise ConfigError(
-        f"{workers} {word}{'s' * (workers > 1)} at {asked} each do not fit this cluster ({have or 'no CPU'}; room for"
-        f" {room}): use fewer, give each less{', or --wait-for-nodes where the cluster grows' * (word == 'worker')}"
-    )
+    who, ways = f"{workers} {word}s at {asked} each do", ["use fewer", "give each less"]
+    if workers == 1:
+        who, ways = f"1 {word} at {asked} does", ["give it less"]
+    if word == "worker":
+        ways.append("--wait-for-nodes where the cluster grows")
+    told = ", or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
+    raise ConfigError(f"{who} not fit this cluster ({have or 'no CPU'}; room for {room}): {told}")
 
 
 def _notes(plan: Plan, config: RunConfig, dataset: Dataset) -> tuple[str, ...]:

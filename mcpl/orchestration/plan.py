@@ -220,6 +220,18 @@ def add_retries(store: Store, plan: Plan, dataset: Dataset, tallies: Mapping[int
     return _append(store, plan, "retry", dataset, again) if again else plan
 
 
+def replan(store: Store, plan: Plan, shards: Mapping[int, Sequence[str]]) -> None:
+    """Let shards that are not in storage have these of their rows only; one left out that comes again is a new row."""
+    for generation in plan.generations:
+        if shards.keys().isdisjoint(generation.numbers):
+            continue
+        before = generation.table["ids"].to_pylist()
+        after = [list(shards.get(number, ids)) for number, ids in zip(generation.numbers, before, strict=True)]
+        if after != before:
+            table = generation.table.set_column(1, _SCHEMA.field("ids"), pa.array(after, _SCHEMA.field("ids").type))
+            store.put(_manifest(generation.number), _encode(table, generation.reason, ""))
+
+
 def read_plan(store: Store) -> Plan:
     """The plan as stored. Raises ConfigError where there is none."""
     run = _read_json(store, RUN)
@@ -293,11 +305,20 @@ def _append(
     for ref, its in shards:
         refs.append(ref)
         ids.append(list(its))
-    schema = _SCHEMA.with_metadata({"mcpl.reason": reason, "mcpl.dataset_digest": dataset.digest})
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"ref": refs, "ids": ids}, schema=schema), buffer, compression="zstd")
-    store.put_if_absent(f"_mcpl/manifest-{len(plan.generations):05d}.parquet", buffer.getvalue())
+    table = pa.table({"ref": refs, "ids": ids}, schema=_SCHEMA)
+    store.put_if_absent(_manifest(len(plan.generations)), _encode(table, reason, dataset.digest))
     return read_plan(store)
+
+
+def _manifest(number: int) -> str:
+    return f"_mcpl/manifest-{number:05d}.parquet"
+
+
+def _encode(table: pa.Table, reason: Reason, dataset_digest: str) -> bytes:
+    buffer = io.BytesIO()
+    about = {"mcpl.reason": reason, "mcpl.dataset_digest": dataset_digest}
+    pq.write_table(table.replace_schema_metadata(about), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 _SCHEMA = pa.schema([("ref", pa.string()), ("ids", pa.list_(pa.string()))])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -18,6 +19,7 @@ from mcpl.data.bank import Bank, PartGone, members
 from mcpl.data.scores import ScoredBank
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
+from mcpl.errors import ConfigError
 from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
@@ -32,6 +34,7 @@ from mcpl.tracking.results import Summary, log_bank, log_scores, log_summary, pi
 from mcpl.tracking.server import resolve_uri
 from mcpl.types import Provenance
 
+log = logging.getLogger(__name__)
 RECORD, TOLD = "_mcpl/mlflow.json", "_mcpl/told.json"
 OVERLAYS = 12
 """pictures whose sheets a run carries"""
@@ -96,13 +99,13 @@ def tell_scores(bank: str, tracker: str = "mlflow", tracking_uri: str | None = N
     record, uri = _record(store), resolve_uri(tracking_uri, home_of(store))
     if record is None or record.tracking_uri != redact(uri) or _unfinished(store):
         return False
-    plan = json.loads(store.get(RUN))
+    plan, opened = json.loads(store.get(RUN)), ScoredBank.open(bank)
+    summary, pictures = _summary(opened), _table(opened)  # before a run is opened, which an error would end as failed
     server = open_tracker(tracker, uri=uri, experiment=record.experiment, home=home_of(store))
     with server.start({}, {}, **_job(store, plan["recipe"]["name"], plan["fingerprint"])) as run:
         if run.listens:
-            opened = ScoredBank.open(bank)
-            log_scores(run, _summary(opened))
-            run.table(_table(opened), "pictures")
+            log_scores(run, summary)
+            run.table(pictures, "pictures")
     return run.listens
 
 
@@ -219,7 +222,7 @@ def _tell(run: Run, store: Store, dataset: Dataset) -> None:
 
 
 def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
-    bank = ScoredBank.open(store.uri)
+    bank = _scored(store)
     summary, pictures = _summary(bank), _table(bank)
     shown = list(shown_rows(bank, dataset, OVERLAYS))
     learned_with = next(bank.rows()).provenance
@@ -241,6 +244,17 @@ def _read(store: Store, dataset: Dataset) -> Callable[[Run], None]:
         run.note(_note(learned_with, dataset, summary, bool(shown)))
 
     return say
+
+
+def _scored(store: Store) -> Bank:
+    """With what was scored since; as it was learned where that cannot be read, which is no reason for a run to fail."""
+    bank = ScoredBank.open(store.uri)
+    try:
+        bank.later  # noqa: B018  (read here, once)
+    except (ConfigError, FileNotFoundError, ValueError) as error:
+        log.warning("the run is told without later scores: %s", error)
+        return Bank.open(store.uri)
+    return bank
 
 
 def _summary(bank: Bank) -> Summary:

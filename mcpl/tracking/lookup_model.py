@@ -266,12 +266,18 @@ class WordTable(mlflow.pyfunc.PythonModel):
         starts, counts = np.atleast_1d(self._places[positions], self._counts[positions])
         vectors = np.empty((counts.sum(), self.manifest["width"]), np.float32)
         cuts = np.cumsum(counts)[:-1]
+        if not len(starts):
+            return vectors
         if starts[-1] + counts[-1] - starts[0] == len(vectors):  # neighbours, as in a block: read at once
             starts, cuts = starts[:1], cuts[:0]
         file, size, parts = self._stored.fileno(), vectors.strides[0], np.split(vectors, cuts)
-        read = sum(os.preadv(file, [part], start * size) for part, start in zip(parts, starts, strict=True))
-        if read != vectors.nbytes:
-            raise ValueError(f"{self._stored.name} is cut short")
+        for part, start in zip(parts, starts, strict=True):
+            left, place = part.reshape(-1).view(np.uint8), start * size
+            while len(left):  # Linux reads 2 GiB at most at a time
+                read = os.preadv(file, [left], place)
+                if not read:
+                    raise ValueError(f"{self._stored.name} is cut short")
+                left, place = left[read:], place + read
         return vectors
 
 

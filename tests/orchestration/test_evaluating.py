@@ -86,8 +86,8 @@ def scored(monkeypatch):
     return seen
 
 
-def evaluated(bank: str, dataset: str | None = None, samples: int = 1, spaces=("judge",)):
-    return evaluate_bank(bank, scoring_of(bank, dataset, spaces, samples, 0, QUICK), PLACED, inline=True)
+def evaluated(bank: str, dataset: str | None = None, samples: int = 1, spaces=("judge",), placed=PLACED):
+    return evaluate_bank(bank, scoring_of(bank, dataset, spaces, samples, 0, QUICK), placed, inline=True)
 
 
 def files(bank: str) -> dict[str, bytes]:
@@ -179,13 +179,39 @@ def test_what_is_learned_again_has_none_of_its_earlier_scores(bank, made, scored
     assert len(scored.ids) == PICTURES + 2, "and then nothing is to be done"
 
 
-def test_an_evaluation_begins_anew_where_a_part_of_it_cannot_be_made_again(bank, made, scored):
-    """One picture of a part was learned again, and the other one is gone."""
-    evaluated(bank, samples=0, spaces=())
-    first = min(files(bank))
-    open_store(bank).put(first, encode(decode(open_store(made.other).get(first))[1:]))
+@pytest.mark.parametrize("when", ["scored", "not scored yet"])
+def test_what_the_bank_lost_is_no_longer_to_be_scored(bank, made, scored, when):
+    """Of one part a picture was learned again, and the other one is gone until it is learned again too."""
+    store, other, ids, first = open_store(bank), open_store(made.other), Bank.open(bank).ids(), min(files(bank))
+    found, _ = evaluated(bank, samples=0, spaces=())
+    if when == "not scored yet":
+        found.scores.store.delete(first)
+    store.put(first, encode(decode(other.get(first))[1:]))
     found, summary = evaluated(bank, samples=0, spaces=())
-    assert scored.ids[PICTURES:] == Bank.open(bank).ids() == list(found.metrics()) and summary.rows == PICTURES - 1
+    assert scored.ids[PICTURES:] == ids[1:2] and sorted(found.metrics()) == sorted(ids[1:])
+    assert summary.rows == summary.learned == PICTURES - 1
+    store.put(first, other.get(first))
+    _, summary = evaluated(bank, samples=0, spaces=())
+    assert scored.ids[PICTURES + 1 :] == ids[:1] and summary.rows == summary.learned == PICTURES
+
+
+@pytest.mark.parametrize("again", [0, 1], ids=["the one that failed", "its neighbour"])
+def test_a_picture_that_was_scored_again_counts_once(bank, made, tmp_path, again):
+    """Its scoring failed, then it did not, and then a picture of its part was learned anew."""
+    examples = list(Dataset.open(made.dataset).examples())
+    write_dataset(examples[1:], str(tmp_path / "fewer"))
+    evaluated(bank, str(tmp_path / "fewer"), 0, ())
+    _, summary = evaluated(bank, made.dataset, 0, (), PLACED.model_copy(update={"retry_failed": True}))
+    assert (summary.rows, summary.learned, summary.failed) == (PICTURES, PICTURES, 0)
+    store, first = open_store(bank), min(files(bank))
+    rows = decode(store.get(first))
+    rows[again] = decode(open_store(made.other).get(first))[again]
+    store.put(first, encode(rows))
+    found, summary = evaluated(bank, made.dataset, 0, ())
+    assert (summary.rows, summary.learned, summary.failed, summary.new) == (PICTURES, PICTURES, 0, 2)
+    found.scores.store.delete(first)
+    _, summary = evaluated(bank, made.dataset, 0, ())
+    assert (summary.rows, summary.learned, summary.failed) == (PICTURES, PICTURES, 0)
 
 
 def test_what_the_bank_shows_has_the_later_scores(bank, made):
@@ -432,6 +458,9 @@ def test_the_base_may_lie_elsewhere_now(made, bank, tmp_path, tiny_base_dir):
     result = CliRunner().invoke(app, [*arguments, "--model", str(tmp_path / "moved")], catch_exceptions=False)
     assert result.exit_code == 0 and f"{PICTURES} pictures scored" in result.output
 
+    for found in scores.evaluations(run):  # claimed for a base, and nothing scored
+        for entry in members(found.store):
+            found.store.delete(entry.name)
     for name in files(bank):  # all of it learned again on the other base
         rows = decode(run.get(name))
         known = files_digest(tmp_path / "other")
@@ -500,6 +529,11 @@ def test_the_run_of_a_bank_is_told_its_scores(made, tmp_path, migrated, tiny_bas
     assert f"{config.output}: its MLflow run has the scores" in evaluate()
     mean = ScoredBank.open(config.output).summary().metrics["word_similarity"]
     assert told() == ("FINISHED", pytest.approx(mean))
+    (found,) = scores.evaluations(store)
+    found.store.put(last, b"PAR1 and no more")
+    with pytest.raises(ConfigError, match="damaged"):
+        record.tell_scores(config.output, tracking_uri=config.tracking_uri)
+    assert told()[0] == "FINISHED"
     (one,) = client.search_runs([experiment])
     kept = pq.read_table(client.download_artifacts(one.info.run_id, "pictures.parquet", str(tmp_path)))
     assert len(kept) == PICTURES and "word_similarity" in kept.column_names

@@ -234,6 +234,24 @@ def test_nobody_is_started_without_a_shard(placed, shards, expected):
     assert fanout._useful_workers(Placement(**placed), shards) == expected
 
 
+@pytest.mark.parametrize(
+    ("workers", "word", "asked", "ways"),
+    [
+        (1, "trial", "1 trial at 4 CPU does", "give it less"),
+        (1, "worker", "1 worker at 4 CPU does", "give it less, or --wait-for-nodes where the cluster grows"),
+        (3, "trial", "3 trials at 4 CPU each do", "use fewer, or give each less"),
+        (3, "worker", "3 workers at 4 CPU each do",
+         "use fewer, give each less, or --wait-for-nodes where the cluster grows"),
+    ],
+)  # fmt: skip
+def test_what_no_node_can_hold_is_said_with_what_to_do(monkeypatch, workers, word, asked, ways):
+    monkeypatch.setattr(fanout.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
+    monkeypatch.setattr(fanout.ray, "cluster_resources", lambda: {"CPU": 2})
+    with pytest.raises(ConfigError) as told:
+        fanout.check_room(workers, Placement(cpus_per_worker=4), word)
+    assert str(told.value) == f"{asked} not fit this cluster (2 CPU; room for 0): {ways}"
+
+
 def test_two_drivers_on_one_output_share_it(scenario):
     scenario.pictures(16)
     scenario.tell(seconds=0.02)

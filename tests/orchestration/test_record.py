@@ -129,6 +129,19 @@ def test_what_the_tracker_missed_at_the_end_is_told_by_the_same_command_once(
     assert len(times) == told, "nothing to do, and nothing to tell"
 
 
+@pytest.mark.parametrize("name", ["part-00000000.parquet", "_mcpl/run.json"])
+def test_a_run_is_told_without_scores_that_cannot_be_read(scenario, caplog, name):
+    scenario.pictures(4)
+    learn(scenario.config())
+    store = open_store(scenario.config().output)
+    store.delete(record.TOLD)
+    store.put("_scores/some/_mcpl/run.json", b'{"created": "2026", "recipe": {}}')
+    store.put(f"_scores/some/{name}", b"cut short")
+    learn(scenario.config())
+    assert [tracker.ended for tracker in OPENED] == [["FINISHED"]] * 2
+    assert caplog.text.count("told without later scores") == 1
+
+
 def test_failures_learned_again_are_told_though_the_pictures_are_as_many(scenario, monkeypatch):
     tells = []
     monkeypatch.setattr(record, "_tell", lambda *_: tells.append(1))

@@ -1,6 +1,7 @@
 """From bank rows to a registered version, and back by picture and by word."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -267,6 +268,14 @@ def test_vectors_that_are_cut_short_are_no_answer(table, bank_row, tmp_path):
     assert len(made.predict(None, pd.DataFrame({"image_id": ["p0"]}))) == 2
     with pytest.raises(ValueError, match="vectors.f32 is cut short"):
         made.predict(None, pd.DataFrame({"image_id": ["p3"]}))
+
+
+def test_vectors_that_linux_reads_in_several_calls_are_whole(table, bank_row, monkeypatch):
+    made, preadv = table(bank_row(i) for i in range(4)), os.preadv
+    whole = made._vectors(np.arange(8))
+    monkeypatch.setattr(os, "preadv", lambda file, parts, place: preadv(file, [parts[0][:7]], place))
+    np.testing.assert_array_equal(made._vectors(np.arange(8)), whole)
+    assert made._vectors(np.arange(0)).shape == (0, whole.shape[1])
 
 
 def by_hand(rows, asked):
