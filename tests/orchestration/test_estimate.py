@@ -71,7 +71,7 @@ def test_packs_are_measured_whole_and_with_the_threads_that_are_billed(
     learned = []
 
     class Watched(estimate.Runner):
-        def outcomes(self, examples, on_step=None):
+        def outcomes(self, examples, on_step=None, on_look=None, looked_at=True):
             learned.append((len(examples), torch.get_num_threads()))
             return super().outcomes(examples, on_step)
 
