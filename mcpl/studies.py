@@ -397,9 +397,11 @@ def temperature() -> Study:
 def threshold() -> Study:
     values = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     recipes = {"paper": paper(), "best": best()}
+    own = {name: recipe.attention_mask.threshold for name, recipe in recipes.items()}
     grid = [
         (name, k, adjust(recipe, attention_mask=recipe.attention_mask.model_copy(update={"threshold": k})))
-        for (name, recipe), k in product(recipes.items(), values)
+        for name, recipe in recipes.items()
+        for k in sorted({*values, own[name]})
     ]
     return _curve(
         "threshold", "At which share of a map's maximum should AttnMask cut?", grid, "threshold",
@@ -407,7 +409,7 @@ def threshold() -> Study:
          "picture.",
          "attention_iou and assignment are measured with maps cut at half of their maximum, whatever the recipe's own "
          "threshold."),
-        log=False, standard=dict.fromkeys(recipes, 0.5),
+        log=False, standard=own,
     )  # fmt: skip
 
 
@@ -421,13 +423,23 @@ def weights() -> Study:
             ours, terms={**ours.terms, "attention": ours.terms["attention"].model_copy(update={"weight": weight})}
         )
 
-    grid = [("PromptCL in paper", gamma, _contrastive(paper(), weight=gamma)) for gamma in gammas]
-    grid += [("PromptCL in best", gamma, _contrastive(ours, weight=gamma)) for gamma in gammas]
-    grid += [("attention loss in best", weight, pulled(weight)) for weight in pulls]
+    own = {
+        "PromptCL in paper": paper().terms["contrastive"].weight,
+        "PromptCL in best": ours.terms["contrastive"].weight,
+        "attention loss in best": ours.terms["attention"].weight,
+    }
+    varied: dict[str, tuple[tuple[float, ...], Callable[[float], Recipe]]] = {
+        "PromptCL in paper": (gammas, lambda gamma: _contrastive(paper(), weight=gamma)),
+        "PromptCL in best": (gammas, lambda gamma: _contrastive(ours, weight=gamma)),
+        "attention loss in best": (pulls, pulled),
+    }
+    grid = [
+        (name, weight, make(weight)) for name, (tried, make) in varied.items() for weight in sorted({*tried, own[name]})
+    ]
     return _curve(
         "weights", "How much do the weights of the contrastive and of the attention loss matter?", grid, "weight",
         ("A weight of 0 is drawn at the left edge.",), log=True,
-        standard={"PromptCL in paper": 7.5e-4, "PromptCL in best": 7.5e-4, "attention loss in best": 1e-2},
+        standard=own,
     )  # fmt: skip
 
 

@@ -187,7 +187,9 @@ def test_the_pack_is_chosen_by_what_a_step_needs(tiny, monkeypatch):
     assert one < two < 2.2 * one
     monkeypatch.setattr(memory, "free_bytes", lambda *_: int((one + 3.5 * (two - one)) / memory.SHARE))  # four fit
     packs = []
-    monkeypatch.setattr(auto, "outcomes", lambda pack, own=auto.outcomes: packs.append(len(pack)) or own(pack))
+    monkeypatch.setattr(
+        auto, "outcomes", lambda pack, own=auto.outcomes, **how: packs.append(len(pack)) or own(pack, **how)
+    )
     rows = auto(examples)
     assert (auto.most, packs) == (4, [3, 3])
     for ours, theirs in zip(rows[1:], expected[1:], strict=True):

@@ -6,6 +6,7 @@ import pytest
 
 from mcpl.errors import ConfigError
 from mcpl.prompts import parse
+from mcpl.recipes import best, paper
 from mcpl.scenes import benchmark, telling
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.world import shapes
@@ -17,7 +18,8 @@ def test_every_study_is_whole_and_all_of_its_cells_start_from_the_same_words(nam
     study = STUDIES[name]()
     assert study.name == name and study.question.endswith("?")
     assert len({(c.recipe.initializer, c.recipe.initializer_length, c.recipe.initialize) for c in study.cells}) == 1
-    assert len({(c.recipe.lr, c.recipe.seed, c.recipe.base, c.recipe.batch) for c in study.cells}) == 1
+    assert len({(c.recipe.seed, c.recipe.base, c.recipe.batch) for c in study.cells}) == 1
+    assert {c.recipe.lr for c in study.cells} <= {paper().lr, best().lr}
     for cell in study.cells:
         if cell.against:
             reference = study.cell(cell.against)

@@ -72,7 +72,8 @@ def tried(search, space, number_of_packs=4, upto=None, runner=sweep_stub.NAME):
 
 def test_dots_reach_into_groups_and_the_start_is_the_recipes_own(space_file):
     space = read_space(space_file())
-    assert space.start_values == {"lr": 3e-4, "attention_mask.threshold": 0.5, "initializer": "noun"}
+    own = {"lr": best().lr, "attention_mask.threshold": best().attention_mask.threshold, "initializer": "noun"}
+    assert space.start_values == own
     made = space.recipe_of({"attention_mask.threshold": 0.4, "lr": 1e-2}, "mine")
     assert (made.attention_mask.threshold, made.lr, made.name) == (0.4, 1e-2, "mine")
     assert made.attention_mask.refine == best().attention_mask.refine
@@ -126,7 +127,7 @@ def test_a_start_that_is_not_in_the_space_is_no_trial(space_file, tmp_path):
     )
     store = open_store(str(tmp_path / "sweep"))
     search = Search(Trials(store, space))
-    assert tried(search, space).values == {"lr": 3e-4, "initializer": "neutral"}
+    assert tried(search, space).values == {"lr": best().lr, "initializer": "neutral"}
     summary = write_report(store, space, search, lambda *_: None)
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert summary["start"] is None and "The starting recipe is trial 00000" not in text
@@ -154,7 +155,7 @@ def test_a_search_that_starts_again_goes_on(space_file, tmp_path):
     search = Search(kept)
     first = [tried(search, space) for _ in range(4)]
     hanging = search.ask()  # and here the process dies
-    assert first[0].values["lr"] == 3e-4, "the first trial is the starting recipe"
+    assert first[0].values["lr"] == best().lr, "the first trial is the starting recipe"
 
     again = Search(Trials(open_store(str(tmp_path / "sweep")), space))
     assert again.ask() == hanging, "what was asked and never ended is tried again, under its own number"
