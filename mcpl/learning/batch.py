@@ -300,4 +300,5 @@ def _said(rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
 
 def sent(values: Tensor, device: torch.device) -> Tensor:
     """On the device; nobody waits for a copy to a GPU."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    pinned = device.type == "cuda" and values.device.type == "cpu"
+    return values.pin_memory().to(device, non_blocking=True) if pinned else values.to(device)
