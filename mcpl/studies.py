@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from mcpl.config import Recipe
 from mcpl.errors import ConfigError
-from mcpl.objectives.objective import Contrastive
 from mcpl.recipes import (
     ablated,
     adjust,
@@ -152,10 +151,9 @@ def _from(recipe: Recipe, **changes: object) -> Recipe:
     return adjust(recipe, **{**START, **changes})
 
 
-def _contrastive(recipe: Recipe, **changes: object) -> Recipe:
-    """The recipe with other settings of PromptCL."""
-    term = Contrastive(**(recipe.terms["contrastive"].model_dump() | changes))
-    return adjust(recipe, terms={**recipe.terms, "contrastive": term})
+def _term(recipe: Recipe, name: str, **changes: object) -> Recipe:
+    """The recipe with other settings of a term of its objective."""
+    return adjust(recipe, terms={**recipe.terms, name: recipe.terms[name].model_copy(update=changes)})
 
 
 def first_three() -> Study:
@@ -385,7 +383,7 @@ def temperature() -> Study:
     values = (0.03, 0.1, 0.3, 1.0, 3.0)
     weights = {"gamma 7.5e-4": 7.5e-4, "gamma 0.075": 0.075}
     grid = [
-        (name, tau, _contrastive(paper(), temperature=tau, weight=gamma))
+        (name, tau, _term(paper(), "contrastive", temperature=tau, weight=gamma))
         for (name, gamma), tau in product(weights.items(), values)
     ]
     return _curve(
@@ -414,27 +412,17 @@ def threshold() -> Study:
 
 
 def weights() -> Study:
-    gammas = (0.0, 7.5e-5, 7.5e-4, 7.5e-3, 0.075, 0.75)
-    pulls = (0.0, 1e-3, 1e-2, 0.1, 1.0)
-    ours = best()
-
-    def pulled(weight: float) -> Recipe:
-        return adjust(
-            ours, terms={**ours.terms, "attention": ours.terms["attention"].model_copy(update={"weight": weight})}
-        )
-
-    own = {
-        "PromptCL in paper": paper().terms["contrastive"].weight,
-        "PromptCL in best": ours.terms["contrastive"].weight,
-        "attention loss in best": ours.terms["attention"].weight,
+    gammas, pulls = (0.0, 7.5e-5, 7.5e-4, 7.5e-3, 0.075, 0.75), (0.0, 1e-3, 1e-2, 0.1, 1.0)
+    varied: dict[str, tuple[Recipe, str, tuple[float, ...]]] = {
+        "PromptCL in paper": (paper(), "contrastive", gammas),
+        "PromptCL in best": (best(), "contrastive", gammas),
+        "attention loss in best": (best(), "attention", pulls),
     }
-    varied: dict[str, tuple[tuple[float, ...], Callable[[float], Recipe]]] = {
-        "PromptCL in paper": (gammas, lambda gamma: _contrastive(paper(), weight=gamma)),
-        "PromptCL in best": (gammas, lambda gamma: _contrastive(ours, weight=gamma)),
-        "attention loss in best": (pulls, pulled),
-    }
+    own = {name: recipe.terms[term].weight for name, (recipe, term, _) in varied.items()}
     grid = [
-        (name, weight, make(weight)) for name, (tried, make) in varied.items() for weight in sorted({*tried, own[name]})
+        (name, weight, _term(recipe, term, weight=weight))
+        for name, (recipe, term, tried) in varied.items()
+        for weight in sorted({*tried, own[name]})
     ]
     return _curve(
         "weights", "How much do the weights of the contrastive and of the attention loss matter?", grid, "weight",

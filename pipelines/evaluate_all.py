@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.evaluate import EXIT_STOPPED, score
-from mcpl.cli.terminal import Device, Model, Tracker, TrackingUri, run
+from mcpl.cli.evaluate import score
+from mcpl.cli.terminal import EXIT_STOPPED, Device, Model, Tracker, TrackingUri, run
 from mcpl.config import Placement, parse, worker_counts
 from mcpl.errors import ConfigError
 

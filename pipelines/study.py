@@ -22,11 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works
 
 import typer
 
-from mcpl.cli.terminal import Device, Experiment, Tracker, TrackingUri, run, stoppable
+from mcpl.cli.terminal import EXIT_TOO_MANY_FAILED, Device, Experiment, Tracker, TrackingUri, run, stoppable
 from mcpl.config import Placement, parse
 from mcpl.errors import MCPLError
-
-EXIT_SOME_FAILED, EXIT_STOPPED = 3, 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -77,7 +75,7 @@ def main(
     placement = {"cpus_per_worker": cpus_per_cell, "gpus_per_worker": gpus_per_cell, "device": device}
     placed = parse(Placement, placement | {"threads": threads}, "options")
     default = f"runs/studies/{name}{'-quick' if quick else ''}{'-test' if split == 'test' else ''}"
-    with stoppable(EXIT_STOPPED):
+    with stoppable():
         from mcpl.orchestration import study
 
         summary = study.run(
@@ -90,7 +88,7 @@ def main(
     for cell, reason in summary["failed"].items():
         print(f"study: {cell} failed: {reason}", file=sys.stderr)
     if summary["failed"]:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_TOO_MANY_FAILED)
 
 
 if __name__ == "__main__":

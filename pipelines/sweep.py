@@ -24,8 +24,6 @@ import typer
 from mcpl.cli.terminal import Device, Experiment, Tracker, TrackingUri, run, stoppable
 from mcpl.config import Placement, parse
 
-EXIT_STOPPED = 4
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -54,7 +52,7 @@ def main(
     searched = read_space(space)
     placement = {"cpus_per_worker": cpus_per_trial, "gpus_per_worker": gpus_per_trial, "device": device}
     placed = parse(Placement, placement | {"threads": threads}, "options")
-    with stoppable(EXIT_STOPPED):
+    with stoppable():
         from mcpl.orchestration import sweep
 
         summary = sweep.run(

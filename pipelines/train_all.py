@@ -24,6 +24,8 @@ import typer
 
 from mcpl.cli.terminal import (
     EXIT_NOT_BETTER,
+    EXIT_STOPPED,
+    EXIT_TOO_MANY_FAILED,
     Alias,
     BetterOn,
     Device,
@@ -36,8 +38,6 @@ from mcpl.cli.terminal import (
 from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
 from mcpl.recipes import RECIPES, adjust, load
-
-EXIT_TOO_MANY_FAILED, EXIT_STOPPED = 3, 4
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

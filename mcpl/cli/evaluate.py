@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpl.cli.terminal import Device, Model, console
+from mcpl.cli.terminal import EXIT_STOPPED, EXIT_TOO_MANY_FAILED, Device, Model, console
 
 if TYPE_CHECKING:
     from mcpl.config import Placement
     from mcpl.orchestration.evaluating import Asked
-
-EXIT_TOO_MANY_FAILED, EXIT_STOPPED = 3, 4
 
 Banks = Annotated[list[str], typer.Argument(help="Bank folders or URIs: seeds of a recipe, or several recipes.")]
 

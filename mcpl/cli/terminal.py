@@ -34,8 +34,9 @@ Alias = Annotated[str, typer.Option(help="what NAME@ALIAS will mean once it is p
 BetterOn = Annotated[
     str, typer.Option(help="comma-separated scores that guard the alias: it moves to a better version only")
 ]
-EXIT_NOT_BETTER = 5
-"""published, but the alias stays where it was"""
+EXIT_TOO_MANY_FAILED, EXIT_STOPPED, EXIT_NOT_BETTER = 3, 4, 5
+"""of every command: some, or too many, failed; a signal stopped it before its end; published, but the alias stays where
+it was. 1 is an error, told in one line"""
 
 
 def listed(names: str) -> tuple[str, ...]:
@@ -55,13 +56,13 @@ def run(app: typer.Typer, name: str, code: int = 1) -> None:
 
 
 @contextlib.contextmanager
-def stoppable(code: int) -> Iterator[None]:
-    """What a signal stopped ends with one line and the exit code `code`."""
+def stoppable() -> Iterator[None]:
+    """What a signal stopped ends with one line and exit code 4."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):  # Ray, while it starts, answers SIGTERM with the latter
         print("stopped: run the same command again to go on", file=sys.stderr)
-        raise typer.Exit(code) from None
+        raise typer.Exit(EXIT_STOPPED) from None
 
 
 def adjusted_recipe(name: str, **changes: object):
