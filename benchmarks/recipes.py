@@ -1,11 +1,12 @@
 """Does `paper` beat `plain`, and `best` beat `paper`? Paired, over pictures and seeds, with intervals.
 
-    python -m benchmarks.recipes [--seeds 5] [--quick] [--split dev --lr 1e-4,3e-4,1e-3] [--base DIR]
+    python -m benchmarks.recipes [--seeds 5] [--quick] [--split dev --lr 1e-4,3e-4,1e-3] [--base DIR] [--known RAW ...]
 
 Every recipe learns the same pictures of Scenes-MC with the same seeds from the same initialiser: the mean of the named
 shapes' words, as long as such a word is, while the shapes themselves were drawn but never named when the base was
 trained. A colour that an adjective names is not asked of a word. What is done is written at once; the same command goes
-on where it stopped. At the end: `raw.parquet`, `table.md`, and a last line of JSON, each recipe's means over all sets:
+on where it stopped, and --known takes what other runs have learned (their `raw.parquet`). At the end: `raw.parquet`,
+`table.md`, and a last line of JSON, each recipe's means over all sets:
 
     right_object, assignment   with _step0 beside them: the initialiser alone, before learning
     iou_step0, iou_final, iou_best_permutation
@@ -122,11 +123,12 @@ def curve(learned: LearnedConcepts, recipe: Recipe) -> dict:
 
 def run(
     recipes: Mapping[str, Recipe], sets: Sequence[str], split: str, count: int | None, seeds: int,
-    placement: Placement, raw: Path,
+    placement: Placement, raw: Path, others: Sequence[Path] = (),
 ) -> list[Row]:  # fmt: skip
-    """Learn whatever `raw` does not hold yet; every row of this plan, in its order."""
+    """Learn whatever neither `raw` nor the tables of `others` hold yet; every row of this plan, in its order."""
     model = catalogue.load(next(iter(recipes.values())).base, device=placement.device)
-    known = {_key(row): row for row in recorded(raw)}
+    known = {_key(row): row for path in others for row in pq.read_table(path).to_pylist()}
+    known |= {_key(row): row for row in recorded(raw)}
     plan: list[tuple] = []
     for name in sets:
         pictures = list(examples(name, split, count))
@@ -271,6 +273,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, help="instead of each recipe's own")
     options.add_argument("--samples", type=int, default=4, help="pictures drawn of each word")
     options.add_argument("--base", default="scenes-v1")
+    options.add_argument("--known", type=Path, nargs="+", default=(), help="raw.parquet of runs with as many --samples")
     options.add_argument("--pack", type=int, default=6)
     options.add_argument("--device", default="auto")
     options.add_argument("--out", type=Path, default=Path("runs/recipes"))
@@ -287,7 +290,7 @@ def main() -> None:
     placement = Placement(pack=given.pack, samples=given.samples, device=given.device)
     rows = run(
         recipes, given.sets.split(","), given.split, given.pictures, given.seeds, placement,
-        given.out / f"raw-{given.split}-{given.samples}.jsonl",
+        given.out / f"raw-{given.split}-{given.samples}.jsonl", given.known,
     )  # fmt: skip
     write_parquet(rows, given.out / "raw.parquet")
     title = (

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from mcpl.config import Recipe
 from mcpl.errors import ConfigError
+from mcpl.learning.settings import AttentionMask
 from mcpl.recipes import (
     ablated,
     adjust,
@@ -232,6 +233,33 @@ def ablation() -> Study:
             "Bind adj lives inside PromptCL (an adjective joins its noun's positives), so without PromptCL it changes "
             "nothing: such a pair of cells is one recipe and is learned once.",
             "As released, temperature and weight of PromptCL are .3 and 7.5e-4 with the mask, .2 and 5e-4 without.",
+        ),
+    )
+
+
+def parts() -> Study:
+    whole = best()
+    mask = whole.attention_mask
+
+    def without(term: str) -> Recipe:
+        return adjust(whole, terms={name: kept for name, kept in whole.terms.items() if name != term})
+
+    left_out = {
+        "one vector": adjust(whole, vectors_per_word=1),
+        "free norm": adjust(whole, fixed_norm=False),
+        "no attention loss": without("attention"),
+        "no PromptCL": without("contrastive"),
+        "raw maps": adjust(whole, attention_mask=AttentionMask(on_loss=mask.on_loss, threshold=mask.threshold)),
+        "masked loss": adjust(whole, attention_mask=mask.model_copy(update={"on_loss": True})),
+    }
+    cells = [Cell(name=name, recipe=_from(recipe), against="best") for name, recipe in left_out.items()]
+    return Study(
+        name="parts",
+        question="Which parts does `best` need, each left out by itself?",
+        cells=(Cell(name="best", recipe=_from(whole)), *cells),
+        notes=(
+            "raw maps: masks from one look's plain mean over time steps, neither refined nor weighed by sharpness, nor "
+            "exclusive. masked loss: AttnMask on the loss too, as in `paper`.",
         ),
     )
 
@@ -491,6 +519,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "first-three": first_three,
     "adjectives": adjectives,
     "ablation": ablation,
+    "parts": parts,
     "overlap": overlap,
     "generalisation": generalisation,
     "prompts": prompts,

@@ -78,3 +78,5 @@ def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
     assert "| plain | - (-) |" in text and "2 pictures" in text
     assert json.loads(json.dumps(module.summary(rows, "best", "plain")))["steps"] == 2
     module.write_parquet(rows, tmp_path / "raw.parquet")
+    elsewhere = {"raw": tmp_path / "elsewhere.jsonl", "others": [tmp_path / "raw.parquet"]}
+    assert len(module.run(**plan | elsewhere, count=2)) == 4 and len(learned) == 4, "what others know is not learned"
