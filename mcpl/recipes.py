@@ -157,7 +157,7 @@ def load(name_or_file: str) -> Recipe:
     path = Path(name_or_file)
     if not path.is_file():
         raise ConfigError(f"recipe {name_or_file!r} is neither a file nor one of {', '.join(RECIPES)}")
-    values = read_table(path, "a recipe is a table of settings such as 'steps: 200'")
+    values = read_table(path, "a recipe is a table of settings such as 'steps: 100'")
     return adjust(parse(Recipe, {"name": path.stem, **values}, str(path)))
 
 

@@ -68,9 +68,9 @@ class LearningSettings(Settings):
     flips: Literal["never", "safe", "always"] = Field(
         "never", description="mirror half of the rows; 'safe': not where the sentence says left or right"
     )
-    steps: int = Field(200, ge=0, description="optimisation steps")
+    steps: int = Field(100, ge=0, description="optimisation steps")
     batch: int = Field(4, ge=1, description="rows of a job per step: other noise, time step and template each")
-    lr: float = Field(3e-4, gt=0, description="Adam's learning rate")
+    lr: float = Field(1e-2, gt=0, description="Adam's learning rate")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's; shrinks the rows, so none but for `release`")
     lr_warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     lr_decay: float = Field(
