@@ -101,8 +101,9 @@ def best() -> Recipe:
     """Ours, with the same frozen weights: docs/decisions/0005 says why each part is here.
 
     The loss sees the whole picture; the masks, cut from refined maps of many looks, draw each word's attention to its
-    object instead. The numbers are those of the committed sweep (docs/sweeps.md), to two digits: found on the small
-    base with one seed, so for another base they are where to begin.
+    object instead. Vectors, threshold and weights are those of the committed sweep (docs/sweeps.md), to two digits; rate
+    and steps those of docs/experiments.md, as many steps as `paper`. Found on the small base with one seed, so for
+    another base they are where to begin.
     """
     return Recipe(
         name="best",
@@ -111,8 +112,9 @@ def best() -> Recipe:
         initializer_length="words",
         fixed_norm=True,
         union_sampling=3,
-        lr=6.2e-4,
-        steps=250,
+        lr=2e-3,
+        steps=100,
+        lr_decay=0.3,
         attention_mask=AttentionMask(on_loss=False, threshold=0.48, refine=1, sharp=True, momentum=0.5, exclusive=True),
         terms={
             "denoising": Denoising(),
