@@ -41,6 +41,7 @@ from mcpl.orchestration.looking import Looks, ids_of, inline, look_at
 from mcpl.orchestration.single import learn_job, sheet, together, write
 from mcpl.prompts import said
 from mcpl.recipes import adjust, load
+from mcpl.settings import DEFAULT_RECIPE
 from mcpl.types import Example, Group
 
 Picture = Any
@@ -96,7 +97,7 @@ class Learned:
 def learn(
     picture: Picture,
     sentence: str,
-    recipe: str = "paper",
+    recipe: str = DEFAULT_RECIPE,
     *,
     also: Sequence[tuple[Picture, str]] = (),
     base: str | None = None,

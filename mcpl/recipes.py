@@ -101,9 +101,9 @@ def best() -> Recipe:
     """Ours, with the same frozen weights: docs/decisions/0005 says why each part is here.
 
     The loss sees the whole picture; the masks, cut from refined maps of many looks, draw each word's attention to its
-    object instead. Vectors, threshold and weights are those of the committed sweep (docs/sweeps.md), to two digits; rate
-    and steps those of docs/experiments.md, as many steps as `paper`. Found on the small base with one seed, so for
-    another base they are where to begin.
+    object instead. Vectors, threshold and weights are those of the committed sweep (docs/sweeps.md), to two digits;
+    rate and steps those of docs/experiments.md, as many steps as `paper`. Found on the small base with one seed, so
+    for another base they are where to begin.
     """
     return Recipe(
         name="best",

@@ -2,6 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict
 
+DEFAULT_RECIPE = "best"
+"""The recipe (one of mcpl.recipes.RECIPES) that commands learn with where none is named."""
+
 
 class Settings(BaseModel):
     """A frozen group of settings; it lives next to the code that uses it, and Recipe gathers the groups."""

@@ -38,6 +38,7 @@ from mcpl.cli.terminal import (
 from mcpl.config import Placement, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
 from mcpl.recipes import RECIPES, adjust, load
+from mcpl.settings import DEFAULT_RECIPE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,7 +47,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     dataset: Annotated[str, typer.Option(help="Parquet, a folder of pictures or one of the other sources")] = "",
     output: Annotated[str, typer.Option(help="where the bank goes: a directory or s3://bucket/prefix")] = "",
-    recipe: Annotated[str, typer.Option(help=f"a YAML file, or one of {', '.join(RECIPES)}")] = "paper",
+    recipe: Annotated[str, typer.Option(help=f"a YAML file, or one of {', '.join(RECIPES)}")] = DEFAULT_RECIPE,
     workers: Annotated[
         str, typer.Option(help="processes that learn at once; 2:8 begins with two and grows with the cluster")
     ] = "1",

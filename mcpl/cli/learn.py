@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mcpl.cli.terminal import Device, Model, Words, adjusted_recipe, console, print_metrics
 from mcpl.errors import ConfigError
+from mcpl.settings import DEFAULT_RECIPE
 
 COLOURS = ("dark_orange", "deep_sky_blue1", "spring_green3", "magenta", "gold1", "medium_purple1")
 
@@ -24,7 +25,7 @@ def learn(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to make (default: learned/PHOTO).")] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = DEFAULT_RECIPE,
     model: Model = None,
     words: Words = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
@@ -63,7 +64,7 @@ def learn(
 
 def explain(
     sentence: Annotated[str, typer.Argument(help="Sentence with <placeholders>.")],
-    recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = DEFAULT_RECIPE,
     model: Model = None,
     words: Words = None,
 ) -> None:

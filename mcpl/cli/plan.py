@@ -10,11 +10,12 @@ from rich.table import Table
 
 from mcpl.cli.terminal import Device, Model, Words, adjusted_recipe, console
 from mcpl.errors import ConfigError
+from mcpl.settings import DEFAULT_RECIPE
 
 
 def plan(
     uri: Annotated[str, typer.Argument(help="Dataset: path or URI.")],
-    recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="Recipe name or YAML file.")] = DEFAULT_RECIPE,
     model: Model = None,
     words: Words = None,
     steps: Annotated[int | None, typer.Option(help="Optimisation steps.")] = None,
