@@ -114,12 +114,14 @@ def train_all(config: RunConfig, publish: str = "", alias: str = "champion", bet
     from mcpl.orchestration import progress, record
     from mcpl.tracking.registry import NotPromoted
 
+    guard = listed(better_on)
+    if guard and not (publish and alias):
+        raise ConfigError("--better-on guards the alias of what --publish makes: name both, or leave it out")
     code = 0
     with progress.shown() as show:
         summary = record.learn_dataset(config, on_progress=show, **how)
     report(summary)
     if publish and not summary.stopped and summary.learned:
-        guard = listed(better_on)
         try:
             published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri, better_on=guard)
             print(f"published as {published.name} version {published.version}: {published.load_line}")

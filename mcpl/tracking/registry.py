@@ -102,8 +102,10 @@ def publish(
     better_on     metrics on which the version must be better than the one that has the alias: see `promote`
 
     Publishing the very same words again makes no second version: it moves the alias. Raises NotPromoted, the version
-    being there, where it is not better.
+    being there, where it is not better; ConfigError where `better_on` has no alias to guard.
     """
+    if better_on and not alias:
+        raise ConfigError(f"better on {', '.join(better_on)}, but no alias is named that could move: name one")
     uri = resolve_uri(tracking_uri, home)
     client = connect(uri)
     with (
