@@ -5,7 +5,7 @@
 Every recipe learns the same pictures of Scenes-MC with the same seeds from the same initialiser: the mean of the named
 shapes' words, as long as such a word is, while the shapes themselves were drawn but never named when the base was
 trained. A colour that an adjective names is not asked of a word. What is done is written at once; the same command goes
-on where it stopped, and --known takes what other runs have learned (their `raw.parquet`). At the end: `raw.parquet`,
+on where it stopped, and --known, given each time, takes what other runs have learned. At the end: `raw.parquet`,
 `table.md`, and a last line of JSON, each recipe's means over all sets:
 
     right_object, assignment   with _step0 beside them: the initialiser alone, before learning

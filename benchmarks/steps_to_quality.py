@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of the peer")
     parser.add_argument("--samples", type=int, default=8, help="pictures drawn of each word")
     parser.add_argument("--ours", default="best")
-    parser.add_argument("--our-steps", type=int, default=160, help="most steps of ours and of `paper`")
+    parser.add_argument("--our-steps", type=int, default=100, help="most steps of ours and of `paper`")
     parser.add_argument("--peer-lr", type=float, default=5e-4)
     parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()

@@ -16,7 +16,7 @@ from mcpl.orchestration.job import Runner
 from mcpl.orchestration.reporting import write_report
 from mcpl.recipes import adjust, load
 
-STEPS = int(os.environ.get("EXAMPLE_STEPS", 200))  # the test of this file takes fewer
+STEPS = int(os.environ.get("EXAMPLE_STEPS", 100))  # the test of this file takes fewer
 OUT = Path(os.environ.get("EXAMPLE_OUT", "runs/example"))
 
 # %%

@@ -9,7 +9,7 @@ import os
 
 import mcpl
 
-STEPS = int(os.environ.get("EXAMPLE_STEPS", 200))  # the test of this file takes fewer
+STEPS = int(os.environ.get("EXAMPLE_STEPS", 100))  # the test of this file takes fewer
 
 # %% [markdown]
 # The picture may be a path, a PIL picture, an array or bytes. This one is rendered; the base was never told the names
@@ -22,7 +22,7 @@ from mcpl.data.sources import scenes
 print(scene.text)
 
 # %%
-learned = mcpl.learn(scene.image, scene.text, recipe="best", steps=STEPS, samples=2)
+learned = mcpl.learn(scene.image, scene.text, steps=STEPS, samples=2)
 learned  # shows its sheet: where each word looks, and what it draws
 
 # %% [markdown]

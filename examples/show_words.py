@@ -11,12 +11,12 @@ from pathlib import Path
 import mcpl
 from mcpl.data.sources import scenes
 
-STEPS = int(os.environ.get("EXAMPLE_STEPS", 200))  # the test of this file takes fewer
+STEPS = int(os.environ.get("EXAMPLE_STEPS", 100))  # the test of this file takes fewer
 OUT = Path(os.environ.get("EXAMPLE_OUT", "shown/example"))
 
 # %%
 [scene] = scenes(1, seed=3)
-learned = mcpl.learn(scene.image, scene.text, recipe="best", steps=STEPS, samples=0)
+learned = mcpl.learn(scene.image, scene.text, steps=STEPS, samples=0)
 
 # %% [markdown]
 # `words` may be what `learn` gave, a bank, a folder of `mcpl learn`, word files, or `models:/NAME@alias`.

@@ -2,7 +2,7 @@
 
     import mcpl
 
-    learned = mcpl.learn("photo.png", "a brown <bear> on a rolling <board>", recipe="best")
+    learned = mcpl.learn("photo.png", "a brown <bear> on a rolling <board>")
     mcpl.show("photo.png", "a brown <bear> on a rolling <board>", learned)
     mcpl.generate("a <bear> in a red hat", learned)
     mcpl.edit("photo.png", "a brown <bear> on a rolling <board>", learned, replace={"<bear>": "cat"})

@@ -247,6 +247,7 @@ def parts() -> Study:
     left_out = {
         "one vector": adjust(whole, vectors_per_word=1),
         "free norm": adjust(whole, fixed_norm=False),
+        "constant rate": adjust(whole, lr_decay=0.0),
         "no attention loss": without("attention"),
         "no PromptCL": without("contrastive"),
         "raw maps": adjust(whole, attention_mask=AttentionMask(on_loss=mask.on_loss, threshold=mask.threshold)),
@@ -255,11 +256,12 @@ def parts() -> Study:
     cells = [Cell(name=name, recipe=_from(recipe), against="best") for name, recipe in left_out.items()]
     return Study(
         name="parts",
-        question="Which parts does `best` need, each left out by itself?",
+        question="What does `best` lose without its parts?",
         cells=(Cell(name="best", recipe=_from(whole)), *cells),
         notes=(
             "raw maps: masks from one look's plain mean over time steps, neither refined nor weighed by sharpness, nor "
             "exclusive. masked loss: AttnMask on the loss too, as in `paper`.",
+            "Not asked: union sampling, which two objects never see, and the initialiser, which is one for all cells.",
         ),
     )
 

@@ -116,7 +116,7 @@ def train_all(config: RunConfig, publish: str = "", alias: str = "champion", bet
 
     guard = listed(better_on)
     if guard and not (publish and alias):
-        raise ConfigError("--better-on guards the alias of what --publish makes: name both, or leave it out")
+        raise ConfigError("--better-on needs --publish NAME, and an --alias that may move")
     code = 0
     with progress.shown() as show:
         summary = record.learn_dataset(config, on_progress=show, **how)

@@ -105,7 +105,7 @@ def publish(
     being there, where it is not better; ConfigError where `better_on` has no alias to guard.
     """
     if better_on and not alias:
-        raise ConfigError(f"better on {', '.join(better_on)}, but no alias is named that could move: name one")
+        raise ConfigError(f"better on {', '.join(better_on)}: there is no alias to move, name one")
     uri = resolve_uri(tracking_uri, home)
     client = connect(uri)
     with (

@@ -199,7 +199,7 @@ def test_words_that_are_not_better_than_the_champions_end_the_run_with_a_code_of
     asked = {"publish": "words", "better_on": "right_object,assignment", "tracker": "none", "inline": True}
     assert train_all.train_all(scenario.config(), runner=stub.NAME, **asked) == 5
     assert "worse on right_object and assignment" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="name both"):  # before anything is learned, not after
+    with pytest.raises(ConfigError, match="needs --publish"):  # before anything is learned, not after
         train_all.train_all(scenario.config(), runner=stub.NAME, **asked | {"publish": ""})
     assert Bank.open(scenario.config().output).summary().status == {"learned": 2}
 

@@ -161,7 +161,7 @@ def test_the_alias_moves_only_to_a_better_version(publish, bank_row, home):
     assert [v.version for v in registry.versions("toys", home=home)] == [6, 5, 4, 3, 2, 1]
     registry.promote("toys", 2, ["right_object"], home=home)
     assert [v.version for v in registry.versions("toys", home=home) if v.aliases] == [2]
-    with pytest.raises(ConfigError, match="no alias is named"):
+    with pytest.raises(ConfigError, match="no alias to move"):
         publish(scored(6, right_object=0.9), alias=None, better_on=["right_object"])
     assert len(registry.versions("toys", home=home)) == 6
 
