@@ -59,6 +59,8 @@ REPORTED = {
 COMPARED = ("right_object", "assignment", "iou_final", "fixed_noise_loss")
 REFERENCE = "paper"
 """what every other recipe of a table is compared with"""
+ALSO = ("best", "plain")
+"""compared with each other too, where a table has both"""
 
 Row = Mapping[str, object]
 
@@ -224,10 +226,10 @@ def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
             print(_line(label, [row for row in own if row["recipe"] == label]), file=out)
         print("\n| difference | " + " | ".join(c.replace("_", " ") for c in COMPARED) + " |", file=out)
         print("|---" * (len(COMPARED) + 1) + "|", file=out)
-        for label in labels:
-            if REFERENCE in labels and label != REFERENCE:
-                cells = (str(difference(own, label, REFERENCE, REPORTED[c]).interval) for c in COMPARED)
-                print(f"| {label} - {REFERENCE} | " + " | ".join(cells) + " |", file=out)
+        pairs = [(label, REFERENCE) for label in labels if REFERENCE in labels and label != REFERENCE]
+        for first, second in [*pairs, *([ALSO] if {*ALSO} <= {*labels} else [])]:
+            cells = (str(difference(own, first, second, REPORTED[c]).interval) for c in COMPARED)
+            print(f"| {first} - {second} | " + " | ".join(cells) + " |", file=out)
         print(file=out)
         seen = {k for row in own for k in row if k.startswith("sign_")}
         for label in labels:

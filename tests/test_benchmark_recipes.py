@@ -75,7 +75,7 @@ def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
     assert learned == [first, first, second, second]
     assert [(r["recipe"], r["id"]) for r in rows] == [(n, i) for n in ("plain", "best") for i in (first, second)]
     text = module.table(rows, ["plain", "best"], "t")
-    assert "| plain | - (-) |" in text and "2 pictures" in text
+    assert "| plain | - (-) |" in text and "2 pictures" in text and "| best - plain |" in text
     assert json.loads(json.dumps(module.summary(rows, "best", "plain")))["steps"] == 2
     module.write_parquet(rows, tmp_path / "raw.parquet")
     elsewhere = {"raw": tmp_path / "elsewhere.jsonl", "others": [tmp_path / "raw.parquet"]}
