@@ -111,7 +111,6 @@ def best() -> Recipe:
         initializer="noun",
         initializer_length="words",
         fixed_norm=True,
-        union_sampling=3,
         lr=2e-3,
         steps=100,
         lr_decay=0.3,

@@ -261,7 +261,7 @@ def parts() -> Study:
         notes=(
             "raw maps: masks from one look's plain mean over time steps, neither refined nor weighed by sharpness, nor "
             "exclusive. masked loss: AttnMask on the loss too, as in `paper`.",
-            "Not asked: union sampling, which two objects never see, and the initialiser, which is one for all cells.",
+            "Not asked: the initialiser, which is one for all cells.",
         ),
     )
 
