@@ -226,8 +226,7 @@ def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
             print(_line(label, [row for row in own if row["recipe"] == label]), file=out)
         print("\n| difference | " + " | ".join(c.replace("_", " ") for c in COMPARED) + " |", file=out)
         print("|---" * (len(COMPARED) + 1) + "|", file=out)
-        pairs = [(label, REFERENCE) for label in labels if REFERENCE in labels and label != REFERENCE]
-        for first, second in [*pairs, *([ALSO] if {*ALSO} <= {*labels} else [])]:
+        for first, second in _compared(labels):
             cells = (str(difference(own, first, second, REPORTED[c]).interval) for c in COMPARED)
             print(f"| {first} - {second} | " + " | ".join(cells) + " |", file=out)
         print(file=out)
@@ -238,6 +237,12 @@ def table(rows: Sequence[Row], labels: Sequence[str], title: str) -> str:
             print(f"Signs of failure, {label}: {', '.join(told) or 'none'}.", file=out)
         print(file=out)
     return out.getvalue()
+
+
+def _compared(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Which recipes of a table are compared with which."""
+    pairs = [*((label, REFERENCE) for label in labels if label != REFERENCE), ALSO]
+    return [pair for pair in pairs if set(pair) <= set(labels)]
 
 
 def _line(label: str, rows: Sequence[Row]) -> str:

@@ -17,8 +17,8 @@ share. The last line is JSON:
                     which share of the pictures that happens
     shares          who -> steps -> share of right objects, as far as it was asked; 0 steps are the initial words
 
-Steps are those of a batch of 4 rows. At the default size few pictures are drawn: the rates are coarse, the JSON says
-of how many. The full size is `--pictures 16 --steps 3000`.
+Steps are those of a batch of 4 rows; a rate that falls at the end does so before each limit. At the default size few
+pictures are drawn: the rates are coarse, the JSON says of how many. The full size is `--pictures 16 --steps 3000`.
 """
 
 from __future__ import annotations
