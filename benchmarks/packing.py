@@ -3,7 +3,8 @@
     python -m benchmarks.packing [--packs 1,2,4,8,16] [--recipe paper] [--steps 200] [--pictures 50]
 
 Every arrangement pins its threads; workers of one arrangement work at the same time. Timed are whole steps, looks
-(every 25 steps) apart and added in their share. The last line is JSON:
+(every 25 steps) apart and added in their share; all pack sizes in turns, --rounds times, and the median round counts,
+so that load which comes and goes meets them all. The last line is JSON:
 
     ratio            K = 8 with its best arrangement over separate runs (K = 1) with theirs, start-up left out
     ratio_started    the same with start-up: separate runs start a process for every picture of --steps steps, packs
@@ -18,13 +19,16 @@ import argparse
 import json
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
 from benchmarks.processes import Done, at_once, meet
 from benchmarks.provenance import say
+from mcpl.recipes import load
 
 COMPARED = 8
 """pictures of a pack in the ratios"""
@@ -33,36 +37,38 @@ ARRANGEMENTS = {"1 worker, 1 thread": (1, 1), "1 worker, default threads": (1, N
 
 
 def worker(given: argparse.Namespace) -> None:
-    """Time a step of every pack size; prints K -> seconds per step, looks included in their share."""
-    began, seconds, recipe = time.perf_counter(), {}, endless(given.recipe)
-    packs = [int(k) for k in given.packs.split(",")]
+    """Time a step of every pack size in turns; prints K -> median seconds per step, looks included in their share."""
+    began, looks_every = time.perf_counter(), load(given.recipe).probe_every
+    recipe = endless(given.recipe, probe_every=10**6)  # looks are timed apart
     model, _ = scene_jobs(recipe, 1)
     ready = time.perf_counter() - began
+    packs = [int(k) for k in given.packs.split(",")]
     _, jobs = scene_jobs(recipe, max(packs), model)
-    for k in packs:
-        learner = under_way(model, jobs[:k], recipe)
-        meet(given.folder, f"start-{k}", given.worker, given.workers)
+    learners = {k: under_way(model, jobs[:k], recipe) for k in packs}
+    seconds: dict[int, list[float]] = {k: [] for k in packs}
+    for turn, (k, learner) in product(range(given.rounds), learners.items()):
+        meet(given.folder, f"start-{turn}-{k}", given.worker, given.workers)
         started, steps = time.perf_counter(), 0
-        while steps < 3 or time.perf_counter() - started < given.seconds:
+        while steps < 2 or time.perf_counter() - started < given.seconds:
             learner.advance()
             steps += 1
-            if steps == recipe.probe_every - 3:
-                break  # before the next look
         step = (time.perf_counter() - started) / steps
         started = time.perf_counter()
         learner._look()
-        seconds[k] = step + (time.perf_counter() - started) / recipe.probe_every
-        meet(given.folder, f"end-{k}", given.worker, given.workers)
+        seconds[k].append(step + (time.perf_counter() - started) / looks_every)
+        meet(given.folder, f"end-{turn}-{k}", given.worker, given.workers)
+    step_s = {k: median(own) for k, own in seconds.items()}
     inside = time.perf_counter() - began
-    print(json.dumps({"step_s": seconds, "ready_s": ready, "inside_s": inside, "threads": torch.get_num_threads()}))
+    print(json.dumps({"step_s": step_s, "ready_s": ready, "inside_s": inside, "threads": torch.get_num_threads()}))
 
 
 def measured(name: str, packs: str, given: argparse.Namespace) -> list[Done]:
     """One arrangement's workers, at once."""
     workers, threads = ARRANGEMENTS[name]
     with tempfile.TemporaryDirectory() as folder:
-        common = ["-m", "benchmarks.packing", "--recipe", given.recipe, "--seconds", str(given.seconds)]
-        common += ["--packs", packs, "--folder", folder, "--workers", str(workers), "--worker"]
+        common = ["-m", "benchmarks.packing", "--recipe", given.recipe, "--packs", packs, "--folder", folder]
+        common += ["--rounds", str(given.rounds), "--seconds", str(given.seconds)]
+        common += ["--workers", str(workers), "--worker"]
         return at_once([[*common, str(n)] for n in range(workers)], threads)
 
 
@@ -77,7 +83,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="paper")
     parser.add_argument("--steps", type=int, default=200, help="of a picture, where start-up counts")
     parser.add_argument("--pictures", type=int, default=50, help="over which start-up is spread")
-    parser.add_argument("--seconds", type=float, default=6, help="to time each pack size for, at least three steps")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of all pack sizes")
+    parser.add_argument("--seconds", type=float, default=2, help="of a turn of one pack size, at least two steps")
     for hidden in ("--worker", "--workers"):
         parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -97,7 +104,7 @@ def main() -> None:
     start = start_up(done)  # of the last arrangement: a worker a core
     say(ratios(rates, start, given.steps, given.pictures) | {
         "rates": {name: {k: round(rate, 3) for k, rate in own.items()} for name, own in rates.items()},
-        "threads": threads, "start_s": round(start, 1), "recipe": given.recipe,
+        "threads": threads, "start_s": round(start, 1), "recipe": given.recipe, "rounds": given.rounds,
     }, "benchmarks.packing", given.write, BASE, JUDGE)  # fmt: skip
 
 

@@ -31,13 +31,15 @@ from mcpl.recipes import (
 )
 from mcpl.scenes import benchmark
 from mcpl.scenes.telling import KINDS, TELLINGS
+from mcpl.scenes.world import shapes
 from mcpl.settings import Settings
 
 Level = bool | int | float | str
 
-START: Mapping[str, Any] = {"initializer": "neutral", "initializer_length": "words"}
-"""What every word starts from: the base's neutral words, for named and unnamed shapes alike"""
-SCORES = ("assignment", "attention_iou", "right_object", "fixed_noise_loss")
+START: Mapping[str, Any] = {"initializer": ",".join(shapes("named")), "initializer_length": "words"}
+"""What every word starts from: the mean of the named shapes' words, for named and unnamed shapes alike; on another base
+or other pictures than Scenes-MC, that base's neutral words"""
+SCORES = ("assignment", "attention_iou", "right_object", "right_object_second_judge", "fixed_noise_loss")
 SIMILARITIES = ("prompt_fidelity", "image_fidelity")
 """to the ground truth of the paper: the same pictures learned by `masked-inversion`"""
 TRUTH = "ground truth"
@@ -140,9 +142,11 @@ def build(
     study = STUDIES[name]()
     if dataset and (len(study.sets) > 1 or any(cell.told or cell.only for cell in study.cells)):
         raise ConfigError(f"study {name} compares sets or sentences of Scenes-MC: --dataset cannot be asked that")
-    cells = [
-        cell.model_copy(update={"recipe": adjust(cell.recipe, steps=size.steps, base=base)}) for cell in study.cells
-    ]
+    cells = []
+    for cell in study.cells:
+        elsewhere = (base or dataset) and cell.recipe.initializer == START["initializer"]
+        recipe = adjust(cell.recipe, steps=size.steps, base=base, initializer="neutral" if elsewhere else None)
+        cells.append(cell.model_copy(update={"recipe": recipe}))
     changes = {key: value for key, value in size.model_dump().items() if value is not None}
     changes |= {"cells": tuple(cells), "split": split, "dataset": dataset, "name": name}
     return Study(**{key: getattr(study, key) for key in Study.model_fields} | changes)
@@ -262,6 +266,33 @@ def parts() -> Study:
             "raw maps: masks from one look's plain mean over time steps, neither refined nor weighed by sharpness, nor "
             "exclusive. masked loss: AttnMask on the loss too, as in `paper`.",
             "Not asked: the initialiser, which is one for all cells.",
+        ),
+    )
+
+
+STARTS = {"shapes' mean": START["initializer"], "neutral": "neutral", "adjectives": "adjective"}
+"""name -> initializer"""
+
+
+def starts() -> Study:
+    recipes = {"plain": plain(), "paper": paper(), "best": best()}
+    cells = [
+        Cell(
+            name=f"{name} from {start}",
+            recipe=_from(recipe, initializer=words),
+            against=None if words == START["initializer"] else f"{name} from shapes' mean",
+            levels={"recipe": name, "start": start},
+        )
+        for (name, recipe), (start, words) in product(recipes.items(), STARTS.items())
+    ]
+    return Study(
+        name="starts",
+        question="How much does it matter which words a new word starts from?",
+        cells=tuple(cells),
+        notes=(
+            "shapes' mean: of the named shapes' words, where every other study starts; neutral: the base's own neutral "
+            "words, `thing` for the shipped one; adjectives: those bound to the word. All as long as such a word is.",
+            "Starts differ before learning too: read each against its own mean before learning.",
         ),
     )
 
@@ -522,6 +553,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "adjectives": adjectives,
     "ablation": ablation,
     "parts": parts,
+    "starts": starts,
     "overlap": overlap,
     "generalisation": generalisation,
     "prompts": prompts,

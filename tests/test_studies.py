@@ -17,7 +17,9 @@ from mcpl.studies import PAPER_ROWS, QUICK, STUDIES, TRUTH, Size, Study, build
 def test_every_study_is_whole_and_all_of_its_cells_start_from_the_same_words(name):
     study = STUDIES[name]()
     assert study.name == name and study.question.endswith("?")
-    assert len({(c.recipe.initializer, c.recipe.initializer_length, c.recipe.initialize) for c in study.cells}) == 1
+    asked = {"initializer"} if name == "starts" else set()
+    begun = {"initializer", "initializer_length", "initialize"} - asked
+    assert all(len({getattr(cell.recipe, field) for cell in study.cells}) == 1 for field in begun)
     assert len({(c.recipe.seed, c.recipe.base, c.recipe.batch) for c in study.cells}) == 1
     assert {c.recipe.lr for c in study.cells} <= {paper().lr, best().lr}
     for cell in study.cells:
@@ -60,6 +62,19 @@ def test_weights_are_those_of_their_terms():
     for cell in build("weights").cells:
         term = "attention" if cell.levels["recipe"].startswith("attention") else "contrastive"
         assert cell.recipe.terms[term].weight == cell.levels["weight"]
+
+
+def test_on_another_base_words_start_from_its_own_neutral_words():
+    assert {cell.recipe.initializer for cell in build("ablation").cells} == {",".join(shapes("named"))}
+    for elsewhere in ({"base": "elsewhere"}, {"dataset": "pictures"}):
+        assert {cell.recipe.initializer for cell in build("ablation", **elsewhere).cells} == {"neutral"}
+
+
+def test_starts_ask_each_recipe_every_start():
+    study = build("starts")
+    asked = {(cell.levels["recipe"], cell.recipe.initializer) for cell in study.cells}
+    assert len(asked) == 9 and len({start for _, start in asked}) == 3
+    assert all(cell.against == f"{cell.levels['recipe']} from shapes' mean" for cell in study.cells if cell.against)
 
 
 def test_overlap_compares_within_each_overlap():

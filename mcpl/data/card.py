@@ -16,6 +16,7 @@ UNITS = {
     "assignment": "share of words on their own object, 0 to 1",
     "pointing_game": "share of words whose brightest point is on their object, 0 to 1",
     "right_object": "share of drawn pictures that show the object and nothing else, 0 to 1",
+    "right_object_second_judge": "the same pictures as a second judge sees them, of which nothing is learned",
     "leak": "share of drawn pictures that show another object's shape or colour, 0 to 1, lower is better",
     "composition": "share of pictures of a new sentence with two words that show all it says, 0 to 1",
     "word_similarity": "mean cosine similarity between two words' vectors, -1 to 1; near 1 they are alike",

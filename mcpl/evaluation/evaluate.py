@@ -163,13 +163,17 @@ def _judged(
             scene, concepts = Scene.from_json(given.truth), {c.slug: c for c in given.sentence.concepts}
             for slug, item in judging.items(given.sentence, scene).items():
                 asked.setdefault(slug, (concepts[slug], item, scene))
-    found: dict[str, dict[str, float]] = {}
+    second: dict[str, float] = {}
+    found = {"right_object_second_judge": second}
     for suffix, drawing in (("", after), ("_step0", start)):
         right, leak = found[f"right_object{suffix}"], found[f"leak{suffix}"] = {}, {}
         for slug, (concept, item, scene) in asked.items():
             if slug in drawing:
-                readings = judging.judge(device).read(drawing[slug].numpy())
+                drawn = drawing[slug].numpy()
+                readings = judging.judge(device).read(drawn)
                 right[slug] = judging.right(concept, item, readings)
+                if not suffix and (again := judging.second_readings(drawn)) is not None:
+                    second[slug] = judging.right(concept, item, again)
                 share = judging.leak(concept, item, scene, readings)
                 leak |= {} if share is None else {slug: share}
     return found

@@ -11,7 +11,8 @@ import numpy as np
 from mcpl.scenes.grammar import marked_sentence
 from mcpl.scenes.judge import Judge, Reading, matches
 from mcpl.scenes.scene import Scene, SceneObject, sample_scene
-from mcpl.scenes.world import RELATIONS
+from mcpl.scenes.second_judge import TemplateJudge
+from mcpl.scenes.world import PIXELS, RELATIONS
 from mcpl.types import Concept, Sentence
 
 Items = Mapping[str, SceneObject]
@@ -22,6 +23,12 @@ Items = Mapping[str, SceneObject]
 def judge(device: str = "cpu") -> Judge:
     """The judge that ships with the package, read from disk once for each device."""
     return Judge.load().to(device)
+
+
+def second_readings(pictures: np.ndarray) -> list[Reading] | None:
+    """What the second judge sees in pictures, uint8 [B, H, W, 3]; None for other sizes than the world's own, which are
+    all that it reads."""
+    return TemplateJudge().read(pictures) if pictures.shape[1:3] == (PIXELS, PIXELS) else None
 
 
 def items(sentence: Sentence, scene: Scene) -> dict[str, SceneObject]:

@@ -33,6 +33,8 @@ class Scored:
     right_object: Mapping[str, float] = field(default_factory=dict)
     """slug -> share of its own pictures that show its object and nothing else, by a judge"""
     right_object_step0: Mapping[str, float] = field(default_factory=dict)
+    right_object_second_judge: Mapping[str, float] = field(default_factory=dict)
+    """what the second judge, of which nothing is learned, says of the same pictures"""
     leak: Mapping[str, float] = field(default_factory=dict)
     """slug -> share of its own pictures that show what belongs to another object, by a judge"""
     leak_step0: Mapping[str, float] = field(default_factory=dict)
@@ -131,6 +133,11 @@ def right_object_step0(scored: Scored) -> float | None:
     return _mean(scored.right_object_step0)
 
 
+def right_object_second_judge(scored: Scored) -> float | None:
+    """The same pictures after learning, as the second judge sees them: nothing of it is learned, and it is stricter."""
+    return _mean(scored.right_object_second_judge)
+
+
 def leak(scored: Scored) -> float | None:
     """Share of pictures made from each word alone that show another object's shape, or a colour of another's."""
     return _mean(scored.leak)
@@ -186,6 +193,7 @@ METRICS: dict[str, Callable[[Scored], float | None]] = {
         pointing_game,
         right_object_step0,
         right_object,
+        right_object_second_judge,
         leak_step0,
         leak,
         composition,

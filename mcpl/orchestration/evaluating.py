@@ -51,7 +51,7 @@ RUNNER = "mcpl.orchestration.evaluating:Runner"
 SCORING = fanout.Kind(LearnedRows.open, scores.encode)
 VERSION = 1
 """raised when scores of the same settings change their meaning"""
-DRAWN = ("right_object", "leak", "composition")
+DRAWN = ("right_object", "right_object_second_judge", "leak", "composition")
 """metrics of pictures that are drawn"""
 
 

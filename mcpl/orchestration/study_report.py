@@ -29,7 +29,10 @@ from mcpl.studies import PAPER_COLUMNS, PAPER_ROWS, SIMILARITIES, TRUTH, Cell, F
 RAW, REPORT = "raw.parquet", "report.md"
 SURE = 0.05
 """chance of luck, corrected for all cells of a metric, below which a difference is set in bold"""
-MISSED = ("assignment", "attention_iou", "attention_iou_best_permutation", "pointing_game", "right_object")
+MISSED = (
+    "assignment", "attention_iou", "attention_iou_best_permutation", "pointing_game", "right_object",
+    "right_object_second_judge",
+)  # fmt: skip
 """What words that diverged have scored 0 in"""
 LOOKED_AT = 4
 """pictures of a sheet of masks"""

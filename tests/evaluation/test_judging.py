@@ -39,6 +39,14 @@ def test_a_colour_that_an_adjective_names_is_not_asked_of_the_word():
     assert judging.right(told, STAR, readings) == 0.75 and judging.right(bare, STAR, readings) == 0.25
 
 
+def test_the_second_judge_sees_the_same_and_reads_no_other_size():
+    drawn = pictures(of("star", "red"), of("star", "green"), of("ring", "red"), of("star", "blue"))
+    (told, _), (bare, _) = TOLD.concepts, BARE.concepts
+    again = judging.second_readings(drawn)
+    assert judging.right(told, STAR, again) == 0.75 and judging.right(bare, STAR, again) == 0.25
+    assert judging.second_readings(drawn[:, :16]) is None
+
+
 def test_what_belongs_to_the_other_object_leaks():
     readings = read(of("star", "red"), of("star", "green"), of("ring", "red"), of("star", "blue"))
     (told, _), (bare, _) = TOLD.concepts, BARE.concepts

@@ -29,8 +29,9 @@ def learned(after: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> 
 
 def test_right_words_after_swapped_ones_before():
     found = score(
-        Scored(learned({"a": LEFT, "b": RIGHT}, {"a": RIGHT, "b": LEFT}), {"a": LEFT, "b": RIGHT}, {"a": 1.0, "b": 0.5})
-    )
+        Scored(learned({"a": LEFT, "b": RIGHT}, {"a": RIGHT, "b": LEFT}), {"a": LEFT, "b": RIGHT}, {"a": 1.0, "b": 0.5},
+               right_object_second_judge={"a": 0.5, "b": 0.0})
+    )  # fmt: skip
     assert found == {
         "fixed_noise_loss_step0": 0.5,
         "fixed_noise_loss": 0.25,
@@ -41,6 +42,7 @@ def test_right_words_after_swapped_ones_before():
         "assignment": 1.0,
         "pointing_game": 1.0,
         "right_object": 0.75,
+        "right_object_second_judge": 0.25,
         "word_similarity": 0.0,
         "prompt_similarity": 0.3,
     }
