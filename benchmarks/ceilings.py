@@ -15,7 +15,7 @@ learned perfectly says no more than that.
     doubted                         usable, but right < 0.5 by the second judge
     status                          measured; borrowed from the set in `ceiling`; or unmeasured
 
-Borrowed: the -bare sets are the same pictures, whose words have to hold colour and texture too, so their ceiling is
+Borrowed: the -bare sets are the same pictures, whose words have to hold the colour too, so their ceiling is
 told with them; overlap cannot be asked for, so the occluded sets have one ceiling, that of the first. Unnamed shapes
 have no name, so their own ceiling is unmeasured: told as "thing" they show what chance does, and a set of them is
 usable if its named twin is. No judge reads tissue, so its ceiling is unmeasured, too. Sets of

@@ -83,8 +83,8 @@ def one_word() -> Recipe:
 
 
 def masked_inversion() -> Recipe:
-    """Textual Inversion on each masked object: the paper's estimated ground truth. Needs given masks."""
-    return adjust(plain(), name="masked-inversion", sentences="masked-objects")
+    """Textual Inversion on each object alone on black: the paper's estimated ground truth. Needs given masks."""
+    return adjust(plain(), name="masked-inversion", sentences="objects-on-black")
 
 
 def break_a_scene() -> Recipe:

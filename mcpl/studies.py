@@ -362,7 +362,7 @@ def generalisation() -> Study:
         notes=(
             "Each recipe is compared with `plain` on the same set; sets show other pictures, so between sets only the "
             "intervals can be compared. Tissue has no judge.",
-            "composition: both words in a new sentence, turned by a right angle and in new colours; beside_known: the "
+            "composition: both words in a new sentence, turned by a right angle, colours drawn anew; beside_known: the "
             "first word beside a shape that the base knows; one_twice: the second word twice; one_more: both words and "
             "a known shape. Share of pictures that show exactly what is asked for, by the trained judge; three objects "
             "are more than the base draws well (docs/results/ceilings.md).",
@@ -476,6 +476,7 @@ def weights() -> Study:
     gammas, pulls = (0.0, 7.5e-5, 7.5e-4, 7.5e-3, 0.075, 0.75), (0.0, 1e-3, 1e-2, 0.1, 1.0)
     varied: dict[str, tuple[Recipe, str, tuple[float, ...]]] = {
         "PromptCL in paper": (paper(), "contrastive", gammas),
+        "PromptCL in paper, raw mean": (_term(paper(), "denoising", area_normalised=False), "contrastive", gammas),
         "PromptCL in best": (best(), "contrastive", gammas),
         "attention loss in best": (best(), "attention", pulls),
     }
@@ -487,7 +488,10 @@ def weights() -> Study:
     ]
     return _curve(
         "weights", "How much do the weights of the contrastive and of the attention loss matter?", grid, "weight",
-        ("A weight of 0 is drawn at the left edge.",), log=True,
+        ("A weight of 0 is drawn at the left edge.",
+         "raw mean: the masked loss is divided by the picture's area, as the paper has it, and not by the mask's. Adam "
+         "does not see a loss's scale, so this raises PromptCL's weight against it by one over the mask's share."),
+        log=True,
         standard=own,
     )  # fmt: skip
 

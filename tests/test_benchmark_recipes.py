@@ -34,6 +34,27 @@ def test_a_difference_is_paired_by_picture():
     assert high - low > 0.2
 
 
+def test_a_table_counts_pictures_once_and_is_bold_where_luck_is_unlikely_in_all_of_it():
+    """Twelve pictures, told in two ways. All gain in `assignment`: 2 of 4,096 exchanges are as far from 0, for each of
+    three differences. In `right_object` five gain and none loses: 2 of 32, too many."""
+    ids = [f"{name}-test-{i:04d}" for i in range(12) for name in ("unnamed-2", "unnamed-2-bare")]
+    rows = [
+        row(recipe, id, 0, own + i / 100) | {"set": id.split("-test")[0], "right_object": own * (i < 10)}
+        for recipe, own in (("paper", 0.1), ("plain", 0.3))
+        for i, id in enumerate(ids)
+    ]
+    text = module.table(rows, ["plain", "paper"], "t")
+    assert text.count(": 12 pictures") == 3 and "## all sets: 12 pictures" in text
+    differences = [line for line in text.splitlines() if line.startswith("| plain - paper")]
+    told = [[cell.strip() for cell in line.split("|")[2:5]] for line in differences]
+    assert len(told) == 3 and all(hit[0] == "0" and sure.startswith("**0.200") for hit, _, sure in told)
+
+
+def test_the_first_pictures_of_a_set_can_be_skipped():
+    every = [example.id for example in module.examples("unnamed-2", "dev", 4)]
+    assert [example.id for example in module.examples("unnamed-2", "dev", 2, skip=2)] == every[2:]
+
+
 def test_speed_counts_passes_to_the_other_recipes_least_loss():
     """paper is lowest (.3) after 20 passes; best gets there after 5 in one run and never in another."""
     rows = [row("paper", "x", 0, 1), row("paper", "y", 0, 1)]
@@ -60,7 +81,7 @@ def test_learning_rates_are_variants():
 def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
     learned = []
     original = module.Runner.__call__
-    monkeypatch.setattr(module, "examples", lambda name, split, count: scenes(count, seed=5))
+    monkeypatch.setattr(module, "examples", lambda name, split, count, skip: scenes(count, seed=5))
     monkeypatch.setattr(
         module.Runner, "__call__", lambda self, pack: learned.extend(e.id for e in pack) or original(self, pack)
     )
@@ -75,7 +96,7 @@ def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
     assert learned == [first, first, second, second]
     assert [(r["recipe"], r["id"]) for r in rows] == [(n, i) for n in ("plain", "best") for i in (first, second)]
     text = module.table(rows, ["plain", "best"], "t")
-    assert "| plain | - (-) |" in text and "2 pictures" in text and "| best - plain |" in text
+    assert "| plain | - (-; -) |" in text and "2 pictures" in text and "| best - plain |" in text
     assert json.loads(json.dumps(module.summary(rows, "best", "plain")))["steps"] == 2
     module.write_parquet(rows, tmp_path / "raw.parquet")
     elsewhere = {"raw": tmp_path / "elsewhere.jsonl", "others": [tmp_path / "raw.parquet"]}

@@ -89,7 +89,7 @@ def test_baselines_are_the_papers_rows_with_a_ground_truth_in_each_domain():
     for domain in ("natural", "medical"):
         rows = {cell.levels["row"] for cell in study.cells if cell.levels["domain"] == domain}
         assert rows >= PAPER_ROWS.keys() | {TRUTH}
-    assert {c.set for c in study.cells if c.recipe.sentences == "masked-objects"} == {"unnamed-2", "tissue-2"}
+    assert {c.set for c in study.cells if c.recipe.sentences == "objects-on-black"} == {"unnamed-2", "tissue-2"}
 
 
 def test_prompts_grow_from_the_marked_words_to_all():

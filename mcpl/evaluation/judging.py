@@ -74,8 +74,8 @@ def leak(concept: Concept, item: SceneObject, scene: Scene, readings: Sequence[R
 
 def new_scene(sentence: Sentence, scene: Scene, seed: int) -> tuple[str, Scene] | None:
     """A sentence that puts the picture's first two words together anew, and what it asks for: one above the other where
-    they were side by side, other colours where adjectives name them, the words' own where the words hold them. None for
-    fewer than two words."""
+    they were side by side, colours drawn anew where adjectives name them, the words' own where the words hold them.
+    None for fewer than two words."""
     known = items(sentence, scene)
     words = {known[c.slug].shape: c for c in sentence.concepts if c.slug in known}
     if len(words) < 2:

@@ -126,12 +126,13 @@ def _trained_on(
     views = list(looks)
     if settings.sentences == "one-word":
         views = [view(about(v.sentence, [c], False), v.look) for v in looks for c in named(v.sentence)]
-    elif settings.sentences == "masked-objects":
+    elif settings.sentences == "objects-on-black":
         views = []
         for v in looks:
             for c in v.objects:
                 views.append(view(about(v.sentence, [c], False), v.look, len(pictures)))
-                pictures.append(pictures[v.picture] * given[v.look, c].to(pictures[0]))  # 0 is mid-grey
+                mask = given[v.look, c].to(pictures[0])
+                pictures.append(pictures[v.picture] * mask + (mask - 1))  # -1 is black
     elif settings.union_sampling:
         views = [one for v in looks for one in _united(v, settings.union_sampling, view)]
     if settings.flips == "always" or (settings.flips == "safe" and not any(_says_side(v.sentence) for v in looks)):

@@ -57,7 +57,7 @@ class LearningSettings(Settings):
         "mean", description="length of a mean of several words: as it falls, or the mean of the words' own (longer)"
     )
     fixed_norm: bool = Field(False, description="hold each row at the length that it started with (DTI)")
-    sentences: Literal["whole", "one-word", "masked-objects"] = Field(
+    sentences: Literal["whole", "one-word", "objects-on-black"] = Field(
         "whole",
         description="train on the sentence; on each word alone (Textual Inversion); or so on each object cut out",
     )
@@ -118,7 +118,7 @@ class LearningSettings(Settings):
     def needs_masks(self) -> bool:
         """True for the baselines that learn from given masks."""
         given = isinstance(self.attention_mask, AttentionMask) and self.attention_mask.source == "given"
-        return given or self.sentences == "masked-objects"
+        return given or self.sentences == "objects-on-black"
 
     @property
     def looked_mask(self) -> AttentionMask | None:

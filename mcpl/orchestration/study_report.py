@@ -137,7 +137,7 @@ def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tupl
         "prompt_fidelity": ("states", fidelity.of_outputs),
         "image_fidelity": ("features", fidelity.of_means),
     }[metric]
-    truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences == "masked-objects"}
+    truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences == "objects-on-black"}
     sets = {cell.name: cell.set for cell in study.cells}
     known: dict[tuple[str, str], list[tuple[int, fidelity.Vectors]]] = {}
     for row in rows:

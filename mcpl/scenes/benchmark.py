@@ -89,7 +89,7 @@ class BenchmarkSet:
     """the set whose true names bound this one: itself where its shapes are named"""
     objects: int = 2
     adjectives: bool = True
-    """tell colour and texture; without, the learned words have to hold them"""
+    """tell colour and texture; without, the learned words have to hold the colour"""
     occlusion: float = 0.0
     """share of the first object that the second hides"""
     draw: Callable[[BenchmarkSet, int], Drawn | None] = field(default=_scene, repr=False)

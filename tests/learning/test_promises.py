@@ -41,7 +41,7 @@ SETTINGS = {
     "mirrored": {"flips": "always"},
     "given masks": {"attention_mask": AttentionMask(source="given"), "terms": GUIDED},
     "one word": {"sentences": "one-word"},
-    "masked objects": {"sentences": "masked-objects", "attention_mask": None},
+    "masked objects": {"sentences": "objects-on-black", "attention_mask": None},
     "release": {
         "initialize": "first",
         "attention_mask": ReleaseMask(source="release", threshold=0.999, softmaxes=1),

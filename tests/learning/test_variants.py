@@ -181,13 +181,13 @@ def test_baselines_with_given_masks_say_which_one_is_missing(tiny, pixels, name)
 
 
 def test_masked_inversion_learns_each_word_on_its_own_object(tiny, pixels):
-    """Each row shows one object on grey and says its word alone; looks see the whole picture and sentence."""
+    """Each row shows one object on black and says its word alone; looks see the whole picture and sentence."""
     recipe = load("masked-inversion")
     picture = pixels(1)[0]
     job = make_job(tiny, "x", parse("a red <star> left of a <ring>"), picture, recipe, HALF)
     assert [(v.sentence.text, v.objects) for v in job.views] == [("a <star>", (0,)), ("a <ring>", (1,))]
     for view, slug in zip(job.views, ("star", "ring"), strict=True):
-        cut = picture * HALF[slug].to(picture)
+        cut = picture.where(HALF[slug].bool(), -1.0)
         assert torch.equal(job.latents[view.picture], tiny.encode_pictures(cut[None])[0])
     assert torch.equal(job.latents[job.looks[0].picture], tiny.encode_pictures(picture[None])[0])
 
