@@ -4,9 +4,10 @@
 
 Of each picture of a set one word is taken, of the next that shows something else another. A new scene of these two
 shapes is told by their learned words, in colours drawn anew and another place, and drawn four times; the judge says
-whether everything is right and nothing else is there. The ceiling is the same sentence with true names, on the same noise;
-unnamed shapes have none and borrow that of their named twin. --attend also draws everything with attention guidance.
-What is done is kept and not done again. The last line is JSON: `success`, `ceiling`, their ratio, and each set's own.
+whether everything is right and nothing else is there. The ceiling is the same sentence with true names, on the same
+noise; unnamed shapes have none and borrow that of their named twin. --attend also draws everything with attention
+guidance. What is done is kept and not done again. The last line is JSON: `success`, `ceiling`, their ratio, and each
+set's own.
 """
 
 from __future__ import annotations

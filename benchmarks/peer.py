@@ -53,14 +53,14 @@ class Cost:
         return 3600 * self.at_once / (runs * (self.start_s * start + steps * self.step_s))
 
 
-def write_pictures(folder: Path, count: int) -> list[tuple[Path, tuple[str, ...]]]:
+def write_pictures(folder: Path, count: int, skip: int = 0) -> list[tuple[Path, tuple[str, ...]]]:
     """Scenes as PNG files with their sentences beside them; each with the words that it names."""
     from benchmarks.recipes import examples
     from mcpl.prompts import parse
 
     folder.mkdir()
     lines, written = [], []
-    for example in examples("unnamed-2", "dev", count):
+    for example in examples("unnamed-2", "dev", count, skip):
         path = folder / f"{example.id}.png"
         path.write_bytes(example.image)
         lines.append(json.dumps({"file_name": path.name, "text": example.text}) + "\n")
