@@ -56,13 +56,13 @@ def settle(given: argparse.Namespace) -> tuple[Recipe, list[str]]:
 
 
 def learned(
-    name: str, split: str, count: int | None, recipe: Recipe, model: BaseModel, out: Path, pack: int
+    name: str, split: str, count: int | None, recipe: Recipe, model: BaseModel, out: Path, pack: int, skip: int = 0
 ) -> dict[str, dict[str, LearnedWord]]:
     """Picture -> its words by slug; what the bank does not hold is learned. A picture that failed has none."""
     store = open_store(out / f"words-{name}-{split}-{recipe.fingerprint}-{model.facts.digest}")
     parts = len(store.list("part-"))
     known = {row.id: row for row in Bank.open(store.uri).rows()} if parts else {}
-    asked = list(examples(name, split, count))
+    asked = list(examples(name, split, count, skip))
     runner = Runner(recipe, Placement(pack=pack, device=str(model.device)), model)
     for some in chunks([example for example in asked if example.id not in known], pack):
         started = time.monotonic()
