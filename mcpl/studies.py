@@ -163,7 +163,7 @@ def _term(recipe: Recipe, name: str, **changes: object) -> Recipe:
 
 def first_three() -> Study:
     steps = {
-        "no regulariser": plain(),
+        "no regulariser": ablated(mask=False, contrastive=False),
         "AttnMask": ablated(contrastive=False),
         "+ PromptCL": ablated(bind=False),
         "+ Bind adj": paper(),
@@ -217,15 +217,14 @@ def adjectives() -> Study:
 
 def ablation() -> Study:
     cells = []
-    for mask, contrastive, bind in product((False, True), repeat=3):
+    for lr, (mask, contrastive, bind) in product((paper().lr, plain().lr), product((False, True), repeat=3)):
         on = [word for word, kept in (("mask", mask), ("CL", contrastive), ("bind", bind)) if kept]
-        recipe = ablated(mask, contrastive, bind)
         cells.append(
             Cell(
-                name=" + ".join(on) or "nothing",
-                recipe=_from(recipe),
-                against="nothing" if on else None,
-                levels={"mask": mask, "CL": contrastive, "bind": bind},
+                name=f"{' + '.join(on) or 'nothing'} at {lr:g}",
+                recipe=_from(ablated(mask, contrastive, bind, lr)),
+                against=f"nothing at {lr:g}" if on else None,
+                levels={"mask": mask, "CL": contrastive, "bind": bind, "rate": lr},
             )
         )
     return Study(
@@ -234,6 +233,7 @@ def ablation() -> Study:
         cells=tuple(cells),
         sections=("effects",),
         notes=(
+            "At two rates: that of `paper`, chosen for a loss that a mask cuts, and that of `plain`.",
             "Bind adj lives inside PromptCL (an adjective joins its noun's positives), so without PromptCL it changes "
             "nothing: such a pair of cells is one recipe and is learned once.",
             "As released, temperature and weight of PromptCL are .3 and 7.5e-4 with the mask, .2 and 5e-4 without.",
@@ -514,9 +514,9 @@ def baselines() -> Study:
     recipes = {
         "all (naive)": plain_all(),
         "one": plain(),
-        "all+CL": adjust(ablated(mask=False), words="all"),
+        "all+CL": adjust(ablated(mask=False, lr=plain().lr), words="all"),
         "all+CL+Mask": paper_all(),
-        "one+CL": ablated(mask=False),
+        "one+CL": ablated(mask=False, lr=plain().lr),
         "one+CL+Mask": paper(),
         "Break-A-Scene": break_a_scene(),
         "one word at a time": one_word(),
@@ -542,6 +542,7 @@ def baselines() -> Study:
         sections=("paper",),
         measures=("states",),
         notes=(
+            "Rows without a mask have the rate of `plain`, rows with one that of `paper`, each chosen for its kind.",
             "Ground truth: masked Textual Inversion of each object. prompt_fidelity: cosine to it in the text "
             "encoder's space; image_fidelity: cosine of pictures drawn from the word alone to pictures drawn from "
             "it, in the feature space of the scene judge, which stands where the paper has DINO and CLIP and is none "

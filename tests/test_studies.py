@@ -6,7 +6,7 @@ import pytest
 
 from mcpl.errors import ConfigError
 from mcpl.prompts import parse
-from mcpl.recipes import best, paper
+from mcpl.recipes import best, paper, plain
 from mcpl.scenes import benchmark, telling
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.world import shapes
@@ -21,7 +21,7 @@ def test_every_study_is_whole_and_all_of_its_cells_start_from_the_same_words(nam
     begun = {"initializer", "initializer_length", "initialize"} - asked
     assert all(len({getattr(cell.recipe, field) for cell in study.cells}) == 1 for field in begun)
     assert len({(c.recipe.seed, c.recipe.base, c.recipe.batch) for c in study.cells}) == 1
-    assert {c.recipe.lr for c in study.cells} <= {paper().lr, best().lr}
+    assert {c.recipe.lr for c in study.cells} <= {paper().lr, plain().lr, best().lr}
     for cell in study.cells:
         if cell.against:
             reference = study.cell(cell.against)
@@ -32,10 +32,11 @@ def test_every_study_is_whole_and_all_of_its_cells_start_from_the_same_words(nam
 
 def test_ablation_is_every_combination_and_learns_twins_once():
     study = build("ablation")
-    assert len({tuple(cell.levels.values()) for cell in study.cells}) == 8
+    assert len({tuple(cell.levels.values()) for cell in study.cells}) == 16
     twins = sorted(tuple(cell.name for cell in work) for work in study.works if len(work) > 1)
-    assert twins == [("mask", "mask + bind"), ("nothing", "bind")]
-    assert sum(map(len, study.works)) == 8 and len(study.works) == 6
+    pairs = [("mask", "mask + bind"), ("nothing", "bind")]
+    assert twins == [tuple(f"{name} at {lr}" for name in pair) for pair in pairs for lr in ("0.001", "0.01")]
+    assert sum(map(len, study.works)) == 16 and len(study.works) == 12
 
 
 @pytest.mark.parametrize(

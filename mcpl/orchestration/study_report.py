@@ -281,9 +281,24 @@ def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def effects(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:
-    """Main effects and interactions of switches, and whether effects add up; picture by picture."""
-    switches = [name for name, value in study.cells[0].levels.items() if isinstance(value, bool)]
-    at = {tuple(cell.levels[name] for name in switches): cell.name for cell in study.cells}
+    """Main effects and interactions of switches, and whether effects add up, picture by picture; apart for each value
+    of a level that is no switch."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in study.cells:
+        others = (f"{name} {value:g}" for name, value in cell.levels.items() if not isinstance(value, bool))
+        groups.setdefault(", ".join(others), []).append(cell)
+    tables = [(f"### {name}\n\n" if name else "") + _effects(cells, found) for name, cells in groups.items()]
+    return (
+        "## Effects\n\nOf a switch: on minus off, mean over the other switches. Of two (a x b): how much more a brings "
+        "where b is on than where it is off. The last line is below 0 where returns diminish (above 0 for a loss).\n\n"
+        + "\n".join(tables)
+    )
+
+
+def _effects(cells: Sequence[Cell], found: Mapping[str, Scores]) -> str:
+    """The table of one full grid of switches."""
+    switches = [name for name, value in cells[0].levels.items() if isinstance(value, bool)]
+    at = {tuple(cell.levels[name] for name in switches): cell.name for cell in cells}
     off, on = tuple(False for _ in switches), tuple(True for _ in switches)
     alone = [tuple(other == name for other in switches) for name in switches]
     lines = [["effect", *(_said(metric) for metric in found)], ["---", *["---:"] * len(found)]]
@@ -313,11 +328,7 @@ def effects(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> s
         summed[off] -= 1
     add("sum of each alone", summed)
     add("together minus the sum", {p: (p == on) - (p == off) - w for p, w in summed.items()})
-    return (
-        "## Effects\n\nOf a switch: on minus off, mean over the other switches. Of two (a x b): how much more a brings "
-        "where b is on than where it is off. The last line is below 0 where returns diminish (above 0 for a loss).\n\n"
-        + _markdown(lines)
-    )
+    return _markdown(lines)
 
 
 def paper(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:

@@ -113,23 +113,28 @@ def rows_of(study, values):
 
 
 def test_effects_by_hand():
-    """assignment = .1 mask + .2 CL + .3 bind (only with CL) - .05 mask x CL, on every picture."""
+    """assignment = .1 mask + .2 CL + .3 bind (only with CL) - .05 mask x CL, on every picture; at the other rate .7."""
     study = build("ablation", Size(seeds=1))
 
     def value(cell):
-        mask, contrastive, bind = cell.levels.values()
+        mask, contrastive, bind, rate = cell.levels.values()
+        if rate == 0.01:
+            return [[{"assignment": 0.7} for _ in range(5)]]
         score = 0.3 + 0.1 * mask + 0.2 * contrastive + 0.3 * bind * contrastive - 0.05 * mask * contrastive
         return [[{"assignment": score + 0.01 * picture} for picture in range(5)]]
 
     text = report.markdown(study, rows_of(study, value))
-    found = {line.split(" | ")[0].strip("| "): line for line in text[text.index("## Effects") :].splitlines()}
+    own, other = text[text.index("### rate 0.001") :].split("### rate 0.01")
+    assert "| mask | +0.000 [+0.000, +0.000] |" in other
+    found = {line.split(" | ")[0].strip("| "): line for line in own.splitlines()}
     for effect, told in {
         "mask": "+0.075", "CL": "+0.325", "bind": "+0.150", "mask x CL": "-0.050", "CL x bind": "+0.300",
         "mask x CL x bind": "+0.000", "all together": "+0.550", "sum of each alone": "+0.300",
         "together minus the sum": "+0.250",
     }.items():  # fmt: skip
         assert f"| {told} [{told}, {told}] |".replace("-0.000", "+0.000") in found[effect].replace("-0.000", "+0.000")
-    assert "| mask + bind | 5 | 0.420 [" in text and "| mask + CL + bind | nothing | +0.550 [" in text
+    assert "| mask + bind at 0.001 | 5 | 0.420 [" in text
+    assert "| mask + CL + bind at 0.001 | nothing at 0.001 | +0.550 [" in text
 
 
 @pytest.mark.parametrize("finished", ["the cell of weight 0", "no cell of the curves"])
@@ -151,15 +156,15 @@ def test_words_that_diverged_hit_nothing_and_other_failures_are_left_out():
 
     def value(cell):
         good = {"assignment": 1.0}
-        if cell.name == "nothing":
+        if cell.name == "nothing at 0.01":
             lost = {"status": "failed", "reason": "learning diverged (numbers are not finite) at lr 1: lower it"}
             return [[good, lost, {"status": "failed", "reason": "no picture"}]]
         return [[good] * 3]
 
     rows = rows_of(study, value)
-    assert report.scores(study, rows, "assignment")["nothing"] == {"dev-0000": 1.0, "dev-0001": 0.0}
+    assert report.scores(study, rows, "assignment")["nothing at 0.01"] == {"dev-0000": 1.0, "dev-0001": 0.0}
     text = report.markdown(study, rows)
-    assert "Left out in bind, nothing: no picture" in text and "diverged |" in text
+    assert "Left out in bind at 0.01, nothing at 0.01: no picture" in text and "diverged |" in text
 
 
 def test_fidelity_is_the_mean_over_pairs_of_other_seeds():
