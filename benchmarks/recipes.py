@@ -325,9 +325,9 @@ def main() -> None:
         given.out / f"raw-{given.split}-{given.samples}.jsonl", given.known, given.skip,
     )  # fmt: skip
     write_parquet(rows, given.out / "raw.parquet")
-    title = (
-        f"Recipes on Scenes-MC, {given.split} split, {given.seeds} seeds, base {given.base}, all from the same words"
-    )
+    skipped = f", the first {given.skip} pictures left out" if given.skip else ""
+    seeds = "1 seed" if given.seeds == 1 else f"{given.seeds} seeds"
+    title = f"Recipes on Scenes-MC, {given.split} split{skipped}, {seeds}, base {given.base}, all from the same words"
     text = table(rows, list(recipes), title)
     (given.out / "table.md").write_text(text)
     print(text)
