@@ -43,11 +43,12 @@ class Strikes(UserCallback):
         self._handle = handle
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
-        for rank, error in worker_exceptions.items():
-            cause = getattr(error, "health_check_failure", error)
-            kind = "death" if isinstance(cause, RayActorError) else "error"
-            if RemoteBoard(self._handle).strike(kind, one_line(cause), rank):
-                raise NoProgress(one_line(cause))
+        """One strike, however many workers a look finds dead: a reclaimed spot pool takes many at once."""
+        causes = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
+        errors = [cause for cause in causes if not isinstance(cause, RayActorError)]
+        kind, cause = ("error", errors[0]) if errors else ("death", causes[0])
+        if RemoteBoard(self._handle).strike(kind, one_line(cause), tuple(worker_exceptions)):
+            raise NoProgress(one_line(cause))
 
 
 def drain_notice() -> float | None:

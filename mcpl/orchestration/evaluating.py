@@ -254,6 +254,10 @@ class Runner:
                 " need the base that the words were learned with; --model names its directory"
             )
 
+    def failed(self, row: BankRow, reason: str) -> ScoreRow:
+        """The row of words that could not be scored for a reason that nobody foresaw."""
+        return self._score_row(row, time.monotonic(), reason=reason)
+
     def _row(self, row: BankRow) -> ScoreRow:
         self._check_base(row.provenance.base_digest)
         started, about = time.monotonic(), {}
@@ -262,6 +266,9 @@ class Runner:
             about = {"metrics": _added(row, evaluation.metrics), "features": found}
         except ExampleError as error:
             about = {"reason": str(error)}
+        return self._score_row(row, started, **about)
+
+    def _score_row(self, row: BankRow, started: float, **about: object) -> ScoreRow:
         return ScoreRow(
             row.id,
             "failed" if "reason" in about else "learned",

@@ -23,6 +23,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -55,6 +56,7 @@ from mcpl.orchestration.plan import Plan, Shard, Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard, RemoteBoard, Verdict, pinned
 from mcpl.types import BankRow, Example, Group
 
+log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 2.0
 POLL_SECONDS = 0.5
 WAIT_SECONDS = 1.0
@@ -77,6 +79,8 @@ QUIET = {
 """Set for driver and workers: nobody phones home, and a worker without a GPU keeps CUDA_VISIBLE_DEVICES as it was."""
 DRIVER = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 """Ray Train looks at its workers every second, and leaves their working directory alone."""
+OTHERS_FAULT = (MCPLError, OSError, MemoryError)
+"""What no picture is to blame for: settings, storage, the machine"""
 START_ATTEMPTS = 3
 RUNNER = "mcpl.orchestration.job:Runner"
 OBJECT_STORE_BYTES = 200 << 20
@@ -93,6 +97,9 @@ class Runner(Protocol):
     def __call__(
         self, examples: Sequence[Example | Group], on_done: Callable[[BankRow], None] | None = None
     ) -> list[BankRow]: ...
+
+    def failed(self, asked: Example | Group, reason: str) -> BankRow:
+        """The row of a picture that could not be learned."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def run(
     def summary(tallies: Mapping[int, Tally], **how: object) -> RunSummary:
         seconds = time.monotonic() - started
         new = sum(tally.rows for tally in tallies.values()) - resumed
-        outcome = plan.totals(tallies)
+        outcome = plans.totals(store, plan, tallies)
         return RunSummary(
             bank_uri=store.uri,
             rows=plan.rows,
@@ -213,6 +220,9 @@ def run(
     workers = 1 if inline else _useful_workers(config.placement, len(sizes) - len(tallies))
     meter = Meter(started, sum(sizes.values()), on_progress)
     with _in_process(orders) if inline else _on_ray(orders, workers, wait_for_nodes, verbose) as (board, task):
+        if not inline and (idle := _idle_gpus(config.placement)):
+            print(f"note: {idle}", file=sys.stderr, flush=True)  # at once, for the end may be days away
+            notes += (idle,)
         stopped = _drive(board, task, meter)
         snapshot = board.snapshot()
         board.save()
@@ -300,12 +310,48 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
 
 def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Pulse, kind: Kind) -> Tally:
     """Learn a shard's jobs and commit its part; the tally is of the part that is in storage afterwards."""
-    rows = runner(data.read(shard), pulse.on_done)
+    rows = _rows(shard, data.read(shard), runner, pulse)
     if [row.id for row in rows] != list(shard.ids):
         raise RuntimeError(f"{type(runner).__name__} returned other rows than it was given for {shard.part}")
     if store.put_if_absent(shard.part, kind.encode(rows)):
         return Tally.of(row.status for row in rows)
     return plans.tally_part(store, shard.number)
+
+
+def _rows(shard: Shard, jobs: Sequence[Example | Group], runner: Runner, pulse: _Pulse) -> list:
+    """A shard's rows. Where learning it raises what nobody foresaw, it is learned picture by picture, so that a picture
+    that cannot be learned costs its own row and not the run."""
+    try:
+        return runner(jobs, pulse.on_done)
+    except OTHERS_FAULT:
+        raise
+    except Exception as error:
+        log.warning("%s is learned picture by picture after %s", shard.part, one_line(error))
+    pulse.begin(shard.number)  # outside the except: the error holds the failed step's memory
+    return _one_by_one(jobs, runner, pulse)
+
+
+def _one_by_one(jobs: Sequence[Example | Group], runner: Runner, pulse: _Pulse) -> list:
+    """A row each; a failed one, with the error, for what cannot be learned alone. Raises where the worker can learn
+    nothing after it: then the machine is at fault, and no picture."""
+    rows, sound, failed = [], None, False
+    for job in jobs:
+        try:
+            rows += runner([job], pulse.on_done)
+            sound, failed = job, False
+        except OTHERS_FAULT:
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's
+                raise
+            rows.append(runner.failed(job, one_line(error)))
+            pulse.on_done(rows[-1])
+            failed = True
+    if failed and sound is not None:
+        runner([sound])
+    elif failed:
+        rows[-1:] = runner(jobs[-1:])
+    return rows
 
 
 class _Jobs:
@@ -322,14 +368,18 @@ class _Jobs:
         except (FileNotFoundError, IndexError):
             found = {}
         if not found.keys() >= set(shard.ids):  # rows moved since they were planned: a file was added before them
-            places = groups.places(self._dataset)
-            if lost := [id for id in shard.ids if id not in places]:
+            if lost := [id for id in shard.ids if id not in self._places]:
                 raise ConfigError(
                     f"{self._dataset.uri} lost {len(lost)} rows that were planned but not yet learned"
                     f" ({lost[0]!r} ...); put them back, or use another --output"
                 )
-            found = {id: self._read(places[id], [id])[id] for id in shard.ids}
+            found = {id: self._read(self._places[id], [id])[id] for id in shard.ids}
         return [found[id] for id in shard.ids]
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[ShardRef, ...]]:
+        """Where each job lies now."""
+        return groups.places(self._dataset)
 
     def _read(self, refs: Sequence[ShardRef], ids: Sequence[str]) -> dict[str, Example | Group]:
         """Those of the wanted jobs that lie there as a whole."""
@@ -376,18 +426,26 @@ class _Pulse:
 
     def begin(self, shard: int | None) -> None:
         self._shard, self._finished = shard, 0
+        self._stay()
 
     def on_done(self, row: BankRow) -> None:
         self._finished += 1
+        self._stay()
+
+    def _stay(self) -> None:
         if self._dropped:
             raise _Dropped
 
     def _beat(self) -> None:
         while not self._end.wait(HEARTBEAT_SECONDS):
             try:
+                left = self._notice()
+                self.leaving = self.leaving or left is not None
+                if left is not None and left < DRAIN_SECONDS:  # a whole pack may pass before the learner looks up
+                    self._dropped = True
+                    self._board.leave(self._worker)
+                    return
                 self._dropped = self._board.heartbeat(self._worker, self._shard, self._finished)
-                if (left := self._notice()) is not None:
-                    self.leaving, self._dropped = True, self._dropped or left < DRAIN_SECONDS
             except Exception:  # the board is gone for good, and with it the run; the next lease will say so
                 self._dropped = True
                 return
@@ -675,6 +733,14 @@ def _notes(plan: Plan, config: RunConfig, dataset: Dataset) -> tuple[str, ...]:
         reasons = [f"{sum(g.sizes().values())} {g.reason}" for g in plan.generations]
         notes.append(f"planned in {len(reasons)} steps: {', '.join(reasons)}")
     return tuple(notes)
+
+
+def _idle_gpus(placement: Placement) -> str:
+    """What to say of a cluster's GPUs that nobody asked for; empty where there are none."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if not gpus or placement.gpus_per_worker or placement.device != "auto":
+        return ""
+    return f"workers use the CPU, though the cluster has {gpus:g} GPU: --gpus-per-worker 1 gives each one"
 
 
 def _absolute(config: RunConfig) -> RunConfig:

@@ -113,6 +113,11 @@ class Runner:
                     on_done(outcome.row)
         return rows
 
+    def failed(self, asked: Example | Group, reason: str) -> BankRow:
+        """The row of what could not be learned for a reason that nobody foresaw."""
+        faults = {example.id: ExampleError(reason) for example in asked.pictures}
+        return self._stamped(Outcome(self._row(Prepared(asked, None, (), faults), "failed", reason)), 0.0).row
+
     def outcomes(
         self,
         jobs: Sequence[Example | Group],

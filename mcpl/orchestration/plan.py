@@ -16,13 +16,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mcpl.data.bank import members, outcomes, part_name, shards_of
@@ -138,13 +139,6 @@ class Plan:
                 return generation.shard(number)
         raise KeyError(f"shard {number} is not in this plan")
 
-    def totals(self, tallies: Mapping[int, Tally]) -> Tally:
-        """Pictures by their latest outcome: a retry's outcome replaces the failure that it was made for."""
-        total = sum(tallies.values(), Tally())
-        retries = (g.numbers for g in self.generations if g.reason == "retry")
-        retried = sum(tallies[number].rows for numbers in retries for number in numbers if number in tallies)
-        return replace(total, failed=total.failed - retried)
-
 
 def open_plan(store: Store, dataset: Dataset, recipe: Recipe, shard_size: int) -> Plan:
     """The plan in `store`, made if there is none, extended if the dataset has grown.
@@ -211,6 +205,26 @@ def base_of(store: Store) -> tuple[str, str | None] | None:
     """Name and revision of the base that the output's run began with (its digest is in base.json); None without one."""
     run = _read_json(store, RUN)
     return None if run is None else (run["recipe"]["base"], run["recipe"].get("revision"))
+
+
+def totals(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> Tally:
+    """Pictures by their latest outcome; those that were tried again by id, read from every part that holds one."""
+    total = sum(tallies.values(), Tally())
+    retries = [g.table["ids"].combine_chunks().flatten() for g in plan.generations if g.reason == "retry"]
+    if not retries:
+        return total
+    again, read = pa.concat_arrays(retries), _reader(store)
+    tried, latest, replaced = set(again.to_pylist()), {}, []
+    for generation in plan.generations:
+        ids = generation.table["ids"].combine_chunks()
+        rows = pc.list_parent_indices(ids).filter(pc.is_in(ids.flatten(), again)).unique()
+        for number in (generation.first + row for row in rows.to_pylist()):
+            for id, status in read(number) if number in tallies else ():
+                if id in tried:
+                    replaced += [latest[id]] if id in latest else []
+                    latest[id] = status
+    before = Tally.of(replaced)
+    return Tally(total.learned - before.learned, total.failed - before.failed, total.skipped - before.skipped)
 
 
 def add_retries(store: Store, plan: Plan, dataset: Dataset, tallies: Mapping[int, Tally]) -> Plan:
@@ -335,17 +349,7 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
 
     Reads only the parts that hold a failure or tried one again.
     """
-    places = _places(store)
-    read = lru_cache(maxsize=2)(lambda name: outcomes(store, name))  # neighbours often share a compact file
-
-    def rows(number: int) -> list[tuple[str, str]]:
-        try:
-            return read(places[number])[number]
-        except FileNotFoundError:  # joined into a compact file since it was listed
-            places.update(_places(store))
-            return read(places[number])[number]
-
-    latest: dict[str, int] = {}
+    rows, latest = _reader(store), {}
     for generation in plan.generations:
         for number in generation.numbers:
             if number not in tallies:
@@ -360,6 +364,21 @@ def _failed_ids(store: Store, plan: Plan, tallies: Mapping[int, Tally]) -> dict[
     for id, number in latest.items():
         found.setdefault(number, []).append(id)
     return found
+
+
+def _reader(store: Store) -> Callable[[int], list[tuple[str, str]]]:
+    """(id, status) of the rows of a shard that is in storage."""
+    places = _places(store)
+    read = lru_cache(maxsize=2)(lambda name: outcomes(store, name))  # neighbours often share a compact file
+
+    def rows(number: int) -> list[tuple[str, str]]:
+        try:
+            return read(places[number])[number]
+        except FileNotFoundError:  # joined into a compact file since it was listed
+            places.update(_places(store))
+            return read(places[number])[number]
+
+    return rows
 
 
 def _places(store: Store) -> dict[int, str]:

@@ -11,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,6 +20,8 @@ from mcpl.orchestration.plan import Plan, Shard, Tally, read_plan, read_tallies,
 
 LEASE_SECONDS = 60.0
 """How long a worker may be silent. Workers beat every few seconds, also while they load or learn."""
+IDS_TOLD = 3
+"""pictures of a shard that a message names"""
 
 
 class Verdict(Enum):
@@ -77,6 +79,7 @@ class ShardQueue:
         self._held: dict[str, int] = {}
         self._ranks: dict[int, str] = {}
         self._in_hand: dict[int, int] = {}
+        self._lost: dict[str, int] = {}  # dead worker -> the shard that it had in hand
         self._lease_seconds = lease_seconds
         self._pictures = sum(self._sizes.values())
         self._committed = sum(self._done.values(), Tally())
@@ -87,10 +90,13 @@ class ShardQueue:
             self.rank_died(rank)
         self._ranks[rank] = worker
 
-    def rank_died(self, rank: int) -> None:
-        """Whoever has this rank is dead; its replacement says hello later."""
-        if rank in self._ranks:
-            self.worker_died(self._ranks.pop(rank))
+    def rank_died(self, rank: int) -> int | None:
+        """Whoever has this rank is dead; its replacement says hello later. The shard that it had in hand, if any."""
+        if rank not in self._ranks:
+            return None
+        worker = self._ranks.pop(rank)
+        self.worker_died(worker)
+        return self._lost.pop(worker, None)
 
     def lease(self, worker: str, now: float) -> Lease | Verdict:
         """The next shard for `worker`. Asking again before acknowledging gives the same shard again."""
@@ -133,6 +139,7 @@ class ShardQueue:
             return None
         del self._leases[shard]
         self._in_hand.pop(shard, None)
+        self._lost[worker] = shard
         self._waiting.add(shard)
         self._order.append(shard)
         return shard
@@ -159,6 +166,7 @@ class ShardQueue:
     def _lend(self, shard: int, worker: str, now: float) -> Lease:
         self._waiting.discard(shard)
         self._held[worker] = shard
+        self._lost.pop(worker, None)
         self._leases[shard] = Lease(shard, worker, now + self._lease_seconds)
         return self._leases[shard]
 
@@ -256,20 +264,31 @@ class Board:
         self._failure = self._failure or Failure(kind, message)
         self.stop(drop=True)
 
-    def strike(self, kind: str, message: str, rank: int | None = None) -> bool:
-        """A worker ended early, by "error" or "death". True: give up, it happened too often without a new shard, or
-        nobody waits for the work any more."""
-        self._lost_workers += 1
-        if rank is not None:
-            self._queue.rank_died(rank)
+    def strike(self, kind: str, message: str, ranks: Collection[int] = ()) -> bool:
+        """Workers ended early at one time, by "error" or "death". True: give up, it happened too often without a new
+        shard, or nobody waits for the work any more."""
+        self._lost_workers += max(1, len(ranks))
+        lost = [shard for rank in ranks if (shard := self._queue.rank_died(rank)) is not None]
         if len(self._queue.done) > self._done_at_strike:
             self._strikes = {"error": 0, "death": 0}
             self._done_at_strike = len(self._queue.done)
         self._strikes[kind] += 1
         if self._strikes[kind] >= self._limits[kind]:
             often = f"{self._strikes[kind]} times in a row without finishing a shard"
-            self.fail("NoProgress", f"workers failed {often}; the last one: {message}")
+            self.fail("NoProgress", f"workers failed {often}; the last one: {message}{self._about(lost)}")
         return self._dropping
+
+    def _about(self, shards: Sequence[int]) -> str:
+        """What workers had in hand when they ended, and what to do."""
+        left = [number for number in shards if number not in self._queue.done]
+        if not left:
+            return ""
+        shard = self._plan.shard(left[0])
+        told, more = ", ".join(shard.ids[:IDS_TOLD]), len(shard.ids) - IDS_TOLD
+        return (
+            f"; in hand was {shard.part} ({told}{f' and {more} more' if more > 0 else ''}): --verbose shows the"
+            " worker's log, and a smaller --pack needs less memory"
+        )
 
     def snapshot(self) -> Snapshot:
         self._queue.expire(self._clock())

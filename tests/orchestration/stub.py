@@ -23,6 +23,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,6 +60,9 @@ class Runner:
             if on_done:
                 on_done(rows[-1])
         return rows
+
+    def failed(self, asked: Example | Group, reason: str) -> BankRow:
+        return replace(self._row(asked), status="failed", reason=reason, learned=None)
 
     def _told(self) -> dict:
         settings = self.folder / "settings.json"

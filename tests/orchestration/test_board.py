@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from ray.exceptions import RayActorError
 
 from mcpl.data.dataset import Dataset
 from mcpl.data.storage import open_store
+from mcpl.orchestration import attempts
 from mcpl.orchestration import plan as plans
+from mcpl.orchestration.attempts import NoProgress, Strikes
 from mcpl.orchestration.plan import Shard, Tally
 from mcpl.orchestration.queue import Board, Failure, Verdict
 from tests.orchestration.scenario import Scenario
@@ -52,6 +55,45 @@ def test_errors_in_a_row_end_the_run_and_name_the_last(output):
 def test_deaths_have_more_patience(output):
     board = Board(output, error_limit=1, death_limit=4)
     assert [board.strike("death", "killed") for _ in range(4)] == [False, False, False, True]
+
+
+def test_workers_that_are_lost_at_one_time_are_one_strike(output, monkeypatch):
+    """A cloud takes a whole pool of spot nodes back, and the run is healthy."""
+    monkeypatch.setattr(attempts, "RemoteBoard", lambda board: board)
+    board = Board(output, death_limit=2)
+    for rank in range(3):
+        board.hello(f"w{rank}", rank)
+        board.next(f"w{rank}")
+    strikes = Strikes(board)
+    strikes.after_exception(None, {rank: RayActorError() for rank in range(3)})
+    seen = board.snapshot()
+    assert (seen.lost_workers, seen.idle, seen.failure) == (3, True, None)
+    with pytest.raises(NoProgress):
+        strikes.after_exception(None, {0: RayActorError()})
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["an error", "killed"])
+def test_giving_up_names_the_shard_and_its_pictures(output, tells):
+    board = Board(output, error_limit=1, death_limit=1)
+    board.hello("a", rank=7)
+    board.next("a")
+    if tells:  # a worker that raises lets go by itself; a killed one cannot
+        board.worker_died("a")
+    assert board.strike("error" if tells else "death", "ValueError: no", [7])
+    told = board.snapshot().failure.message
+    assert "ValueError: no; in hand was part-00000000.parquet (p0000, p0001, p0002 and 1 more)" in told
+    assert "--verbose" in told
+
+
+def test_giving_up_names_no_shard_that_is_done(output):
+    board = Board(output, death_limit=1)
+    board.hello("a", rank=0)
+    shard = board.next("a")
+    board.next("a", shard.number, Tally(learned=4))
+    board.leave("a")
+    board.next("b", 1, Tally(learned=4))
+    assert board.strike("death", "killed", [0])
+    assert board.snapshot().failure.message.endswith("the last one: killed")
 
 
 def test_the_first_failure_stays(output):

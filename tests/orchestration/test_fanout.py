@@ -62,7 +62,7 @@ def test_a_grown_dataset_learns_only_its_new_rows(scenario):
 def test_a_shard_whose_rows_moved_finds_them_again(scenario):
     """Planned, not learned; then the row group that it names is another one."""
     scenario.pictures(8, start=8)
-    scenario.tell(crash=["p0012"])
+    scenario.tell(crash=["p0012", "p0013", "p0014", "p0015"])
     with pytest.raises(RuntimeError, match="told to crash"):
         scenario.run(scenario.config())
     scenario.tell()
@@ -75,7 +75,7 @@ def test_a_shard_whose_rows_moved_finds_them_again(scenario):
 def test_rows_lost_before_they_were_learned_stop_the_run(scenario):
     scenario.pictures(4)
     scenario.pictures(4, start=4)
-    scenario.tell(crash=["p0004"])
+    scenario.tell(crash=["p0004", "p0005", "p0006", "p0007"])
     with pytest.raises(RuntimeError, match="told to crash"):
         scenario.run(scenario.config())
     (scenario.root / "dataset" / "part-00004.parquet").unlink()
@@ -92,6 +92,58 @@ def test_failures_are_kept_and_relearned_on_request(scenario):
     summary = scenario.run(scenario.config(retry_failed=True))
     assert (summary.rows, summary.learned, summary.failed, summary.new) == (8, 8, 0, 2)
     assert {id for id, times in scenario.times_learned().items() if times == 2} == {"p0001", "p0006"}
+
+
+def test_where_rows_lie_now_is_looked_up_once(scenario, monkeypatch):
+    scenario.pictures(16, start=8)
+    config = scenario.config()
+    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
+    (scenario.root / "dataset" / "part-00008.parquet").rename(scenario.root / "dataset" / "part-00099.parquet")
+    looks, places = [], fanout.groups.places
+    monkeypatch.setattr(fanout.groups, "places", lambda dataset: looks.append(dataset) or places(dataset))
+    assert scenario.run(config).learned == 16
+    assert len(looks) == 1
+
+
+@pytest.mark.parametrize("crash", [["p0001"], ["p0001", "p0003"]], ids=["in the middle", "the last of its shard"])
+def test_a_picture_that_breaks_its_shard_costs_its_own_row(scenario, crash):
+    scenario.pictures(8)
+    scenario.tell(crash=crash)
+    summary = scenario.run(scenario.config())
+    assert (summary.learned, summary.failed) == (8 - len(crash), len(crash))
+    rows = scenario.compared().to_pylist()
+    assert [row["id"] for row in rows] == [f"p{i:04d}" for i in range(8)]
+    told = {row["id"]: row["reason"] for row in rows if row["status"] == "failed"}
+    assert told == {id: f"RuntimeError: the stub was told to crash at {id}" for id in crash}
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError, type("OutOfMemoryError", (RuntimeError,), {})])
+def test_what_is_no_pictures_fault_ends_the_run_and_no_row_says_otherwise(scenario, monkeypatch, error):
+    def act(self, id: str) -> None:
+        if id == "p0001":
+            raise error("no room")
+
+    monkeypatch.setattr(stub.Runner, "_act", act)
+    scenario.pictures(4)
+    with pytest.raises(error, match="no room"):
+        scenario.run(scenario.config())
+    assert not list((scenario.root / "bank").glob("part-*"))
+
+
+def test_a_machine_that_can_learn_nothing_any_more_records_no_failures(scenario, monkeypatch):
+    """As a GPU after an illegal access: every picture after the first would be blamed."""
+    seen = []
+
+    def act(self, id: str) -> None:
+        seen.append(id)
+        if id == "p0002" or seen.count("p0002") > 1:
+            raise RuntimeError(f"the device is gone at {id}")
+
+    monkeypatch.setattr(stub.Runner, "_act", act)
+    scenario.pictures(4)
+    with pytest.raises(RuntimeError, match="gone at p0001"):  # which it could learn before
+        scenario.run(scenario.config())
+    assert not list((scenario.root / "bank").glob("part-*"))
 
 
 def test_another_recipe_or_base_on_the_same_output_is_refused(scenario):
@@ -184,6 +236,27 @@ def test_a_worker_whose_node_is_taken_away_leaves(scenario, monkeypatch, seconds
     assert (set(scenario.times_learned().values()) == {1}) == bool(finished)
 
 
+def test_a_shard_that_is_dropped_is_free_though_its_worker_has_not_looked_up(scenario, monkeypatch):
+    monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 0.01)
+    learn = stub.Runner.__call__
+    monkeypatch.setattr(stub.Runner, "__call__", lambda self, examples, on_done=None: learn(self, examples))
+    scenario.pictures(4)
+    scenario.tell(wait=["p0001"])
+    config = scenario.config()
+    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
+    board = LockedBoard(Board(config.output))
+    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+    waiting = scenario.stub_folder / "waiting-p0001"
+    leaving = threading.Thread(target=work, args=(board, 0, orders, lambda: 1 if waiting.exists() else None))
+    leaving.start()
+    eventually(waiting.exists, what="the middle of the shard")
+    eventually(lambda: board.snapshot().idle, seconds=5, what="the shard to be free")
+    assert board.next("other").number == 0
+    (scenario.stub_folder / "go-p0001").touch()
+    leaving.join(20)
+    assert not leaving.is_alive() and board.snapshot().failure is None
+
+
 def test_a_worker_that_waits_leaves_its_node_without_a_shard(scenario, monkeypatch):
     monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(fanout, "WAIT_SECONDS", 0.01)
@@ -250,6 +323,16 @@ def test_what_no_node_can_hold_is_said_with_what_to_do(monkeypatch, workers, wor
     with pytest.raises(ConfigError) as told:
         fanout.check_room(workers, Placement(cpus_per_worker=4), word)
     assert str(told.value) == f"{asked} not fit this cluster (2 CPU; room for 0): {ways}"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "placed", "said"),
+    [(2, {}, True), (0, {}, False), (2, {"gpus_per_worker": 0.5}, False), (2, {"device": "cpu"}, False)],
+)
+def test_gpus_that_nobody_asked_for_are_told(monkeypatch, gpus, placed, said):
+    monkeypatch.setattr(fanout.ray, "cluster_resources", lambda: {"CPU": 4.0, **({"GPU": float(gpus)} if gpus else {})})
+    told = fanout._idle_gpus(Placement(**placed))
+    assert ("the cluster has 2 GPU: --gpus-per-worker 1" in told) == said and bool(told) == said
 
 
 def test_two_drivers_on_one_output_share_it(scenario):

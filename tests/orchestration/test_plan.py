@@ -126,7 +126,7 @@ def test_retries_are_planned_once_and_replace_failures_in_the_totals(scenario):
     commit(scenario, plan, 0, fail=("p0001", "p0002"))
     commit(scenario, plan, 1, fail=("p0005",))
     tallies = plans.read_tallies(store, plan)
-    assert plan.totals(tallies) == Tally(learned=5, failed=3)
+    assert plans.totals(store, plan, tallies) == Tally(learned=5, failed=3)
 
     plan = plans.add_retries(store, plan, dataset, tallies)
     assert [plan.shard(n).ids for n in (2, 3)] == [("p0001", "p0002"), ("p0005",)]
@@ -134,11 +134,29 @@ def test_retries_are_planned_once_and_replace_failures_in_the_totals(scenario):
     commit(scenario, plan, 2, fail=("p0002",))
     commit(scenario, plan, 3)
     tallies = plans.read_tallies(store, plan)
-    assert plan.totals(tallies) == Tally(learned=7, failed=1)
+    assert plans.totals(store, plan, tallies) == Tally(learned=7, failed=1)
     assert plan.rows == 8
 
     plan = plans.add_retries(store, plan, dataset, tallies)
     assert plan.shard(4).ids == ("p0002",)
+
+
+@pytest.mark.parametrize("again", [(), ("p0001",), ("p0003",)], ids=["learned", "failed again", "another failed"])
+def test_totals_count_a_picture_once_though_its_first_part_is_made_anew(scenario, again):
+    """Its retry is there already; the part that it first failed in was damaged, deleted and learned again."""
+    scenario.pictures(8)
+    plan = opened(scenario)
+    config = scenario.config()
+    store, dataset = open_store(config.output), Dataset.open(config.dataset)
+    commit(scenario, plan, 0, fail=("p0001",))
+    commit(scenario, plan, 1)
+    plan = plans.add_retries(store, plan, dataset, plans.read_tallies(store, plan))
+    commit(scenario, plan, 2)
+    store.delete(plans.part_name(0))
+    assert plans.totals(store, plan, plans.read_tallies(store, plan)) == Tally(learned=5)
+    commit(scenario, plan, 0, fail=again)
+    failed = len({*again} - {"p0001"})  # p0001's latest outcome is its retry's
+    assert plans.totals(store, plan, plans.read_tallies(store, plan)) == Tally(learned=8 - failed, failed=failed)
 
 
 def test_tallies_follow_the_listing_not_the_cache(scenario):
