@@ -63,6 +63,8 @@ class Comparison:
     ceiling: Method | None
     pictures: int
     """that every bank scored"""
+    left_out: int = 0
+    """that some bank holds and not every one scored"""
 
     @property
     def metrics(self) -> list[str]:
@@ -104,7 +106,8 @@ def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Co
     ceiling = Method("ceiling", list(against)) if against else None
     if ceiling:
         _bound(ceiling, truth, wanted)
-    return Comparison(methods, ceiling, len(common))
+    known = {id for bank in (*banks, *against) for id in Bank.open(bank.bank).ids()}
+    return Comparison(methods, ceiling, len(common), len(known - set(common)))
 
 
 def _check_alike(banks: Sequence[Evaluated]) -> None:
@@ -226,11 +229,16 @@ def table(comparison: Comparison) -> str:
     scored = methods[0].banks[0].scores
     settings = scored.settings
     seeds = ", ".join(f"{m.label} {len(m.banks)}" for m in methods)
+    left_out = (
+        f" {comparison.left_out} more are left out: some bank has no scored words of them."
+        if comparison.left_out
+        else ""
+    )
     print(
         f"{comparison.pictures} pictures that all banks scored; seeds: {seeds}. Base {settings['base']}"
         f" {settings['base_digest']}, evaluation {scored.fingerprint}: {settings['samples']} pictures of each word,"
         f" seed {settings['seed']}, features {', '.join(settings['features']) or 'none'}. Means over pictures with 95 %"
-        " intervals by bootstrap over pictures; ± is the deviation of single pairs.\n",
+        f" intervals by bootstrap over pictures; ± is the deviation of single pairs.{left_out}\n",
         file=out,
     )
     print("| metric | " + " | ".join(m.label for m in columns) + " |\n" + "|---" * (len(columns) + 1) + "|", file=out)

@@ -388,6 +388,20 @@ def test_a_comparison_is_of_the_pictures_that_all_banks_scored(compared, bank):
     assert set(found.methods[0].by_picture("fixed_noise_loss")) == set(left)
 
 
+def test_a_comparison_tells_how_many_pictures_a_failure_leaves_out(compared, bank):
+    """Of what diverged under one recipe there is nothing to compare, under any."""
+    shutil.rmtree(f"{bank}/_scores", ignore_errors=True)
+    store, last = open_store(bank), max(files(bank))
+    lost = [replace(row, status="failed", learned=None, reason="diverged") for row in decode(store.get(last))]
+    store.put(last, encode(lost))
+    fewer, _ = evaluate_banks([bank], Asked(None, ("judge",), 2, 0, QUICK), PLACED, inline=True)
+    told = comparing.table(comparing.compare([compared.done[2], *fewer]))
+    assert (
+        f"{PICTURES - len(lost)} pictures that all banks scored" in told and f" {len(lost)} more are left out" in told
+    )
+    assert "left out" not in comparing.table(compared.found)
+
+
 def test_a_comparison_is_written_with_what_it_follows_from(compared, tmp_path):
     names = comparing.write(compared.found, str(tmp_path / "out"), "A title")
     assert set(names) == {"comparison.md", "raw.parquet", "fidelity.png", "words.png"}
