@@ -12,12 +12,14 @@ import json
 import math
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +42,8 @@ from mcpl.types import BankRow, Concept, CurvePoint, GroupPicture, LearnedConcep
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 __all__ = [
     "COMPARED_COLUMNS",
@@ -368,6 +372,7 @@ class BankSummary:
 
 
 WHOLE_FILE = 8 << 20  # bytes up to which a part is fetched in one request rather than column by column
+AHEAD = 8  # such parts that are fetched at once
 
 
 def members(store: Store) -> list[Entry]:
@@ -381,6 +386,20 @@ def members(store: Store) -> list[Entry]:
     covered = {shard for entry in compact for shard in shards_of(entry.name)}
     uncovered = [entry for entry in parts if shards_of(entry.name)[0] not in covered]
     return sorted([*compact, *uncovered], key=lambda entry: shards_of(entry.name)[0])
+
+
+def ahead(read: Callable[[int], T], places: Iterable[int], width: int) -> Iterator[T]:
+    """What is read at each place, in order, `width` of them read at once."""
+    pool, reading = ThreadPoolExecutor(width), deque()
+    try:
+        for place in places:
+            reading.append(pool.submit(read, place))
+            if len(reading) == width:
+                yield reading.popleft().result()
+        while reading:
+            yield reading.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class PartGone(ConfigError):
@@ -513,8 +532,8 @@ class Bank:
         """id -> (member, position of its row there)"""
         if self._places is None:
             self._places = {}
-            for member in range(len(self._members)):
-                for position, id in enumerate(self._part(member, ["id"])["id"].to_pylist()):
+            for member, table in enumerate(self._parts(["id"])):
+                for position, id in enumerate(table["id"].to_pylist()):
                     self._places.pop(id, None)
                     self._places[id] = (member, position)
         return self._places
@@ -529,9 +548,14 @@ class Bank:
         kept: dict[int, list[int]] = {member: [] for member in range(len(self._members))}
         for member, position in self._index().values():
             kept[member].append(position)
-        for member, positions in kept.items():
-            table = self._part(member, columns)
+        for positions, table in zip(kept.values(), self._parts(columns), strict=True):
             yield table if len(positions) == len(table) else table.take(sorted(positions))
+
+    def _parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Every part, in order; in an object store the next few small ones are fetched meanwhile."""
+        far = "://" in self.uri and all(member.size <= WHOLE_FILE for member in self._members)
+        read = partial(self._part, columns=columns)
+        yield from ahead(read, range(len(self._members)), AHEAD) if far else map(read, range(len(self._members)))
 
     def _part(self, member: int, columns: Sequence[str] | None = None) -> pa.Table:
         entry = self._members[member]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import math
+import threading
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpl.data.bank import COMPARED_COLUMNS, UNCOMPARED_COLUMNS, Bank, decode, encode, outcomes, part_name
+from mcpl.data.bank import COMPARED_COLUMNS, UNCOMPARED_COLUMNS, Bank, ahead, decode, encode, outcomes, part_name
 from mcpl.data.schema import BANK
-from mcpl.data.storage import open_store
+from mcpl.data.storage import S3Store, open_store
 from mcpl.errors import ConfigError
 from mcpl.types import BankRow, Concept, CurvePoint, LearnedConcept, LearnedConcepts, Provenance
 
@@ -253,3 +255,31 @@ def test_foreign_parquet_and_newer_formats_are_refused(tmp_path):
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(ConfigError, match="no part of a bank"):
         Bank.open(tmp_path).ids()
+
+
+def test_parts_of_a_bucket_are_fetched_some_at_once_and_read_in_order(bucket, monkeypatch):
+    ids = [f"p{number}" for number in range(7)]
+    bank = Bank.open(write_parts(f"{bucket}/bank", *([failed_row(id)] for id in ids)))
+    together, calls, get = threading.Barrier(4, timeout=20), itertools.count(), S3Store.get
+
+    def meeting(self, name):
+        if next(calls) < together.parties:
+            together.wait()  # broken where a part is asked for only after the one before it came
+        return get(self, name)
+
+    monkeypatch.setattr(S3Store, "get", meeting)
+    assert bank.ids() == ids
+    assert [row.id for row in bank.rows()] == ids
+
+
+def test_what_cannot_be_read_ahead_is_told_at_its_place():
+    def read(place: int) -> int:
+        if place == 5:
+            raise ConfigError("damaged")
+        return place
+
+    seen = []
+    with pytest.raises(ConfigError, match="damaged"):
+        for place in ahead(read, range(9), 4):
+            seen.append(place)
+    assert seen == [0, 1, 2, 3, 4]
