@@ -26,7 +26,8 @@ Experiment = Annotated[str, typer.Option(help="MLflow experiment")]
 TrackingUri = Annotated[
     str | None,
     typer.Option(
-        help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite beside the output (or in --home)"
+        help="MLflow server or database; else MLFLOW_TRACKING_URI, else SQLite beside the output (or in --home), and in"
+        " the working directory where that is s3://"
     ),
 ]
 Home = Annotated[Path, typer.Option(help="Where the default MLflow database lies.")]

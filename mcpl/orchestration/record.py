@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -31,7 +32,7 @@ from mcpl.tracking.base import DatasetInput, Run, RunRecord, Tracker, open_track
 from mcpl.tracking.redaction import redact
 from mcpl.tracking.registry import Published, publish
 from mcpl.tracking.results import Summary, log_bank, log_scores, log_summary, picture_rows, score_table
-from mcpl.tracking.server import resolve_uri
+from mcpl.tracking.server import named_server, resolve_uri
 from mcpl.types import Provenance
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def learn_dataset(
     store, dataset = open_store(config.output), Dataset.open(config.dataset)
     catalogue.find(config.recipe.base)  # a mistyped name must not leave a plan behind
     fanout.check_identity(store, config, runner)  # another run's record must not be opened, let alone written to
-    run = _start(open_tracker(tracker, **_server(config, store)), config, store, dataset)
+    run = _start(tracker_for(store, tracker, config.tracking_uri, config.experiment), config, store, dataset)
     started = time.monotonic()
     last = [started - PULSE]
 
@@ -147,8 +148,16 @@ def home_of(store: Store) -> Path:
     return Path(".") if "://" in store.uri else Path(store.uri).parent
 
 
-def _server(config: RunConfig, store: Store) -> dict[str, object]:
-    return {"uri": config.tracking_uri, "experiment": config.experiment, "home": home_of(store)}
+def tracker_for(store: Store, tracker: str, tracking_uri: str | None, experiment: str) -> Tracker:
+    """The tracker of an output. Notes where its database would lie in a working directory that may be thrown away."""
+    if tracker == "mlflow" and "://" in store.uri and not named_server(tracking_uri):
+        print(
+            f"note: MLflow runs are kept in {resolve_uri(home=home_of(store))} on this machine, and not in {store.uri}:"
+            " --tracking-uri or MLFLOW_TRACKING_URI names a server that keeps them",
+            file=sys.stderr,
+            flush=True,
+        )
+    return open_tracker(tracker, uri=tracking_uri, experiment=experiment, home=home_of(store))
 
 
 def _start(tracker: Tracker, config: RunConfig, store: Store, dataset: Dataset) -> Run:

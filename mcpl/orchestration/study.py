@@ -31,7 +31,7 @@ from mcpl.orchestration.attempts import one_line
 from mcpl.orchestration.estimate import device_name
 from mcpl.orchestration.job import Outcome, commit, processor
 from mcpl.orchestration.measures import MEASURES
-from mcpl.orchestration.record import home_of
+from mcpl.orchestration.record import tracker_for
 from mcpl.orchestration.space import examples, pictures_digest
 from mcpl.orchestration.study_report import write_report
 from mcpl.orchestration.trials import Asked, Result, Trials, told
@@ -41,7 +41,8 @@ from mcpl.recipes import adjust
 from mcpl.scenes.scene import Scene
 from mcpl.scenes.telling import KINDS, TELLINGS
 from mcpl.studies import Cell, Study
-from mcpl.tracking.base import Run, Tracker, below, open_tracker, versions
+from mcpl.tracking.base import Run, Tracker, below, versions
+from mcpl.tracking.redaction import redact
 from mcpl.types import Example
 
 STUDY_TAG, CELL_TAG = "mcpl.study", "mcpl.cell"
@@ -104,7 +105,7 @@ def run(
             raise ConfigError(f"cell {works[0].name} has no pictures")
     kept = Trials(store, StudyPlan(study))
     grid = Grid(kept, study)
-    telling = open_tracker(tracker, uri=tracking_uri, experiment=experiment, home=home_of(store))
+    telling = tracker_for(store, tracker, tracking_uri, experiment)
     with _whole(telling, store, study) as parent:
         record = Record(lambda number, _: _cell_run(telling, parent, store, study, number), study.name)
         for result in kept.untold():
@@ -288,7 +289,7 @@ def log_use(store: Store) -> None:
         before = store.get(USES).decode()
     except FileNotFoundError:
         before = "# Uses of the test split\n\n| when, UTC | commit | command |\n|---|---|---|\n"
-    command = shlex.join(["python", *sys.argv]).replace("|", "\\|")
+    command = redact(shlex.join(["python", *sys.argv])).replace("|", "\\|")
     store.put(USES, (before + f"| {datetime.now(UTC):%Y-%m-%d %H:%M} | {commit()} | `{command}` |\n").encode())
 
 

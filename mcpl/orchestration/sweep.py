@@ -21,14 +21,14 @@ from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.attempts import one_line
 from mcpl.orchestration.job import commit
-from mcpl.orchestration.record import home_of
+from mcpl.orchestration.record import tracker_for
 from mcpl.orchestration.space import Space, Value, examples
 from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report, told
 from mcpl.orchestration.tuning import RUNNER, Board, Record, placed, tune_trials
 from mcpl.packing import chunks
 from mcpl.recipes import adjust
-from mcpl.tracking.base import Run, Tracker, open_tracker, versions
+from mcpl.tracking.base import Run, Tracker, versions
 
 SWEEP_TAG, TRIAL_TAG = "mcpl.sweep", "mcpl.trial"
 
@@ -58,9 +58,7 @@ def run(
     catalogue.find(space.start.base)  # a mistyped name must not leave a plan behind
     examples(space.sets, space.split, space.dataset, space.pictures)
     kept = Trials(store, space)
-    record = SweepRecord(
-        open_tracker(tracker, uri=tracking_uri, experiment=experiment, home=home_of(store)), store, space
-    )
+    record = SweepRecord(tracker_for(store, tracker, tracking_uri, experiment), store, space)
     for result in kept.untold():  # killed between the result and the end of its run, or the server was away
         if record.end(result):
             kept.mark_told(result.number)

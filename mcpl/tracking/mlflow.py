@@ -1,4 +1,4 @@
-"""Runs in MLflow: SQLite beside the output unless a server is named.
+"""Runs in MLflow: SQLite in the tracker's home unless a server is named.
 
 A server that is away, at the start, in the middle or at the end, never stops learning: what it cannot take is spooled
 and delivered later.

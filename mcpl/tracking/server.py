@@ -75,7 +75,12 @@ def speaking_to(uri: str) -> Iterator[None]:
 
 def resolve_uri(explicit: str | None = None, home: str | Path = ".") -> str:
     """Tracking URI: the explicit one, else MLFLOW_TRACKING_URI, else SQLite in `home`."""
-    return explicit or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(home).resolve()}/mlflow.db"
+    return named_server(explicit) or f"sqlite:///{Path(home).resolve()}/mlflow.db"
+
+
+def named_server(explicit: str | None = None) -> str | None:
+    """The tracking URI that somebody named: the explicit one, else MLFLOW_TRACKING_URI."""
+    return explicit or os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def connect(uri: str, *, make: bool = True) -> MlflowClient:
@@ -228,5 +233,5 @@ def _unreachable(uri: str, error: Exception | None, seconds: float) -> tuple[typ
     mistaken = reason in ("no such host", "no trusted TLS certificate")
     return ConfigError if mistaken else Away, (
         f"tracking server {where} cannot be reached ({reason or one_line(error)}): start it, correct --tracking-uri or "
-        "MLFLOW_TRACKING_URI, or leave both out to track in SQLite beside the output"
+        "MLFLOW_TRACKING_URI, or leave both out to track in an SQLite file"
     )

@@ -97,6 +97,14 @@ def test_uses_of_the_test_split_are_noted(tmp_path, monkeypatch):
     assert len(lines) == 6 and lines[-1].endswith("`python pipelines/study.py ablation --split test` |")
 
 
+def test_uses_of_the_test_split_name_no_password(tmp_path, monkeypatch):
+    command = ["pipelines/study.py", "ablation", "--tracking-uri", "http://ann:secret@server:5000/?token=hidden&a=b"]
+    monkeypatch.setattr("sys.argv", command)
+    module.log_use(open_store(str(tmp_path)))
+    noted = (tmp_path / "test-split.md").read_text()
+    assert "server:5000" in noted and "secret" not in noted and "hidden" not in noted
+
+
 def rows_of(study, values):
     """Rows as trials keep them: cell -> values[seed][picture]; written and read again."""
     rows = {}
