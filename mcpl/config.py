@@ -127,10 +127,12 @@ class RunConfig(Settings):
 
     dataset: str
     output: str
-    recipe: Recipe = Recipe()
+    recipe: Recipe
     placement: Placement = Placement()
     tracking_uri: str | None = Field(
-        None, description="MLflow; None: MLFLOW_TRACKING_URI, else SQLite beside the output"
+        None,
+        description="MLflow; None: MLFLOW_TRACKING_URI, else SQLite beside the output, and in the working directory"
+        " where that is s3://",
     )
     experiment: str = "mcpl"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from mcpl.config import MEMORY, Placement, Recipe, RunConfig, fitted, pack_size, parse, worker_counts
 from mcpl.errors import ConfigError
@@ -121,8 +122,10 @@ def test_words_from_a_file(tmp_path):
 
 
 def test_a_run_config_is_recipe_plus_placement():
-    config = RunConfig(dataset="d", output="o")
-    assert config.recipe == Recipe() and config.placement == Placement()
+    config = RunConfig(dataset="d", output="o", recipe=Recipe(steps=7))
+    assert config.recipe.steps == 7 and config.placement == Placement()
+    with pytest.raises(ValidationError, match="recipe"):  # no command learns with a bare one
+        RunConfig(dataset="d", output="o")
 
 
 @pytest.mark.parametrize("vram", [8, 12, 24])
