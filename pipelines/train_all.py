@@ -68,7 +68,9 @@ def main(
     model: Annotated[str | None, typer.Option(help="base: catalogue name, directory, or owner/name@revision")] = None,
     steps: Annotated[int | None, typer.Option(help="optimisation steps instead of the recipe's")] = None,
     seed: Annotated[int | None, typer.Option(help="seed instead of the recipe's")] = None,
-    publish: Annotated[str, typer.Option(help="registered model that the bank becomes a version of")] = "",
+    publish: Annotated[
+        str, typer.Option(help="registered model that the bank becomes a version of, unless too many pictures failed")
+    ] = "",
     alias: Alias = "champion",
     better_on: BetterOn = "",
     tracker: Tracker = "mlflow",
@@ -117,28 +119,29 @@ def train_all(config: RunConfig, publish: str = "", alias: str = "champion", bet
     guard = listed(better_on)
     if guard and not (publish and alias):
         raise ConfigError("--better-on needs --publish NAME, and an --alias that may move")
-    code = 0
+    record.check_guard(guard)
     with progress.shown() as show:
         summary = record.learn_dataset(config, on_progress=show, **how)
     report(summary)
-    if publish and not summary.stopped and summary.learned:
-        try:
-            published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri, better_on=guard)
-            print(f"published as {published.name} version {published.version}: {published.load_line}")
-        except NotPromoted as refused:
-            print(refused, file=sys.stderr)
-            code = EXIT_NOT_BETTER
     if summary.stopped:
         print("stopped: run the same command again to go on", file=sys.stderr)
         return EXIT_STOPPED
     if summary.failed_share > config.placement.max_failed_share:
         print(
             f"{summary.failed} of {summary.rows} pictures failed, more than --max-failed-share"
-            f" {config.placement.max_failed_share:g}; their reasons are in the bank",
+            f" {config.placement.max_failed_share:g}; their reasons are in the bank"
+            + ("; nothing is published" if publish else ""),
             file=sys.stderr,
         )
         return EXIT_TOO_MANY_FAILED
-    return code
+    if publish and summary.learned:
+        try:
+            published = record.publish_bank(config.output, publish, alias or None, config.tracking_uri, better_on=guard)
+            print(f"published as {published.name} version {published.version}: {published.load_line}")
+        except NotPromoted as refused:
+            print(refused, file=sys.stderr)
+            return EXIT_NOT_BETTER
+    return 0
 
 
 def report(summary) -> None:

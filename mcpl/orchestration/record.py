@@ -21,6 +21,8 @@ from mcpl.data.scores import ScoredBank
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
 from mcpl.errors import ConfigError
+from mcpl.evaluation.metrics import METRICS
+from mcpl.evaluation.signs import SIGNS
 from mcpl.models import catalogue
 from mcpl.orchestration import fanout
 from mcpl.orchestration.job import commit
@@ -118,18 +120,20 @@ def publish_bank(
     dataset: str = "",
     better_on: Sequence[str] = (),
 ) -> Published:
-    """A bank's learned words as a version of registered model `name`; `alias` then means this version.
+    """A bank's learned words, with what was scored since, as a version of registered model `name`; `alias` then means
+    this version.
 
-    Raises ConfigError where there is no bank, no server, or nothing learned, and NotPromoted where `better_on` names
-    metrics and the version that has the alias is not beaten on them.
+    Raises ConfigError where there is no bank, no server, nothing learned, or no such score, and NotPromoted where
+    `better_on` names metrics and the version that has the alias is not beaten on them.
     """
+    check_guard(better_on)
     store = open_store(bank)
     record = _record(store)
     if not dataset:
         with contextlib.suppress(FileNotFoundError):
             dataset = json.loads(store.get(RUN)).get("dataset", "")
     return publish(
-        Bank.open(bank).rows(),
+        ScoredBank.open(bank).rows(),
         name,
         bank=bank,
         alias=alias,
@@ -140,6 +144,13 @@ def publish_bank(
         tracking_uri=tracking_uri,
         home=home_of(store),
     )
+
+
+def check_guard(better_on: Sequence[str]) -> None:
+    """Raises ConfigError where a guard of an alias names what is no score."""
+    known = [*METRICS, *(f"sign_{name}" for name in SIGNS)]
+    if unknown := [name for name in better_on if name not in known]:
+        raise ConfigError(f"--better-on {', '.join(unknown)}: no such score; there are {', '.join(known)}")
 
 
 def home_of(store: Store) -> Path:

@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from mcpl.report.figures import STRONGEST, WORD_COLOURS, _heat_table, _ink_on
+from mcpl.scores import lower_is_better
 from mcpl.types import BankRow, Sentence
 
 CHUNK = 20
@@ -131,6 +132,7 @@ class Page:
             "chunk": CHUNK,
             "signs": list(self._signs),
             "scores": scores,
+            "smaller": [name for name in scores if lower_is_better(name)],
             "colours": [[colour, _ink_on(colour)] for colour in WORD_COLOURS],
             "heat": (_heat_table() * 255 + 0.5).astype(np.uint8).tobytes().hex(),
             "strongest": STRONGEST,

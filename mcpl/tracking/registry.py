@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcpl.errors import BankMismatch, ConfigError
+from mcpl.scores import lower_is_better
 from mcpl.tracking import index
 from mcpl.tracking.base import markdown_table
 from mcpl.tracking.redaction import redact
@@ -47,7 +48,6 @@ TAG_LENGTH = 500
 CARD_LENGTH = 5000  # of a version's description
 CARD_CONCEPTS = 20
 CARD_PICTURES = 6
-LOWER_IS_BETTER = frozenset({"fixed_noise_loss", "leak", "word_similarity", "prompt_similarity"})
 ASKED = {"image_id": "string", "word": "string", "prompt": "string", "seed": "long"}  # columns of a query
 ABOUT = "Words learned from pictures with mcpl. A version is one bank: look words up by `image_id` and `word`."
 
@@ -197,7 +197,7 @@ def _check_better(new: Published, now: Published, alias: str, metrics: Sequence[
             without = (new, now)[values.index(None)].version
             raise NotPromoted(f"{refused}version {without} has no score {metric!r}")
         gain = float(values[0]) - float(values[1])
-        gains[metric] = (-gain if metric in LOWER_IS_BETTER else gain, *values)
+        gains[metric] = (-gain if lower_is_better(metric) else gain, *values)
     if any(gain < 0 for gain, *_ in gains.values()) or not any(gain > 0 for gain, *_ in gains.values()):
         figures = ", ".join(f"{metric} {ours} against {theirs}" for metric, (_, ours, theirs) in gains.items())
         where = f"both from {from_what[0]}" if new.tags.get("dataset") else "neither names the dataset it comes from"

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 
+from mcpl.data import scores
 from mcpl.data.bank import Bank
 from mcpl.data.dataset import Dataset
+from mcpl.data.scores import ScoreRow
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import record
@@ -202,6 +204,64 @@ def test_words_that_are_not_better_than_the_champions_end_the_run_with_a_code_of
     with pytest.raises(ConfigError, match="needs --publish"):  # before anything is learned, not after
         train_all.train_all(scenario.config(), runner=stub.NAME, **asked | {"publish": ""})
     assert Bank.open(scenario.config().output).summary().status == {"learned": 2}
+
+
+def test_nothing_is_published_where_too_many_pictures_failed(scenario, monkeypatch, capsys):
+    monkeypatch.setattr(record, "publish", lambda *_, **__: pytest.fail("published"))
+    scenario.pictures(4)
+    scenario.tell(fail=["p0001", "p0002"])
+    asked = {"publish": "words", "tracker": "none", "inline": True, "runner": stub.NAME}
+    assert train_all.train_all(scenario.config(), **asked) == 3
+    assert "2 of 4 pictures failed" in (told := capsys.readouterr().err) and "nothing is published" in told
+    monkeypatch.setattr(record, "publish", lambda *_, **__: Published("words", 1))
+    assert train_all.train_all(scenario.config(max_failed_share=0.5), **asked) == 0
+    assert "published as words version 1" in capsys.readouterr().out
+
+
+def test_a_guard_that_names_no_score_is_an_error_before_anything_is_learned(scenario):
+    scenario.pictures(2)
+    asked = {"publish": "words", "better_on": "right_object,rigth_object", "tracker": "none", "inline": True}
+    with pytest.raises(ConfigError, match=r"--better-on rigth_object: no such score; there are .*right_object"):
+        train_all.train_all(scenario.config(), runner=stub.NAME, **asked)
+    assert not (scenario.root / "bank").exists()
+
+
+def test_what_is_published_carries_the_scores_that_came_later(scenario, monkeypatch):
+    scenario.pictures(2)
+    learn(scenario.config())
+    store = open_store(scenario.config().output)
+    later = [
+        ScoreRow(row.id, "learned", row.provenance.key, "some", row.provenance.base_digest, metrics={"leak": 0.25})
+        for row in Bank.open(store.uri).rows()
+    ]
+    store.put("_scores/some/_mcpl/run.json", b'{"created": "2026", "recipe": {}}')
+    store.put("_scores/some/part-00000000.parquet", scores.encode(later))
+    told = []
+    monkeypatch.setattr(record, "publish", lambda rows, *_, **__: told.extend(rows) or Published("words", 1))
+    record.publish_bank(store.uri, "words")
+    assert [row.metrics["leak"] for row in told] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("output", "named", "tracker", "said"),
+    [
+        ("s3://bucket/bank", None, "listener", False),
+        ("s3://bucket/bank", None, "mlflow", True),
+        ("s3://bucket/bank", "http://server:5000", "mlflow", False),
+        ("bank", None, "mlflow", False),
+    ],
+)
+def test_a_database_in_the_working_directory_is_told(scenario, monkeypatch, capsys, output, named, tracker, said):
+    monkeypatch.setitem(base.TRACKERS, "mlflow", base.TRACKERS["listener"])
+    monkeypatch.chdir(scenario.root)
+    for variable in (False, True) if named else (False,):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if variable:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", named)
+        record.tracker_for(open_store(output), tracker, None if variable else named, "mcpl")
+    told = capsys.readouterr().err
+    assert (f"kept in sqlite:///{scenario.root}/mlflow.db" in told and "--tracking-uri" in told) == said
+    assert told.count("\n") == said
 
 
 def test_another_bases_output_is_refused_before_its_run_is_opened(scenario):

@@ -112,6 +112,15 @@ def test_numbers_that_are_none_are_told_as_none(tmp_path):
     assert told["scores"] == {"iou": [None, None], "loss": [None, None], "ok": [0.33333, None], "late": [None, 1.0]}
 
 
+def test_the_page_knows_which_scores_are_better_when_smaller():
+    kept = {}
+    writer = Page(kept.__setitem__, About("t", {}))
+    writer.add(shown(metrics={"leak_step0": 0.5, "leak": 0.1, "right_object": 0.9, "prompt_similarity": 0.2}))
+    writer.finish()
+    [told] = data(kept["index.html"].decode(), "open")
+    assert told["smaller"] == ["leak_step0", "leak", "prompt_similarity"]
+
+
 def test_samples_stand_side_by_side_and_large_pictures_are_shrunk(tmp_path):
     kept = {}
     writer = Page(kept.__setitem__, About("t", {}))

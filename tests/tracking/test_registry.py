@@ -166,6 +166,16 @@ def test_the_alias_moves_only_to_a_better_version(publish, bank_row, home):
     assert len(registry.versions("toys", home=home)) == 6
 
 
+@pytest.mark.parametrize("score", ["sign_collapse", "leak", "word_similarity", "fixed_noise_loss"])
+def test_less_of_what_is_bad_is_better(publish, bank_row, score):
+    guard = {"better_on": [score]}
+    for number, value in enumerate((0.5, 0.4)):
+        made = publish([replace(bank_row(number), metrics={score: value})], **guard)
+        assert made.aliases == ("champion",)
+    with pytest.raises(registry.NotPromoted):
+        publish([replace(bank_row(2), metrics={score: 0.6})], **guard)
+
+
 def test_a_refusal_and_a_card_say_which_pictures_the_scores_come_from(publish, bank_row, home):
     def scored(*values):
         return [replace(bank_row(i), metrics={"right_object": value}) for i, value in enumerate(values)]

@@ -29,7 +29,7 @@ const MCPL = (() => {
   const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
   const colour = (place) => list.colours[(place || 0) % list.colours.length];
   const tint = (place) => ({ "--colour": colour(place)[0], "--on": colour(place)[1] });
-  const smaller = (name) => /loss|similarity|_error|leak/.test(name); // scores that are better when smaller
+  const smaller = (name) => list.smaller.includes(name); // scores that are better when smaller
 
   // ---- data files, read when they are needed -----------------------------------------------------------------------
   function chunk(place, rows) {
