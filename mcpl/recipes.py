@@ -14,8 +14,8 @@ from mcpl.objectives.objective import Attention, Contrastive, Denoising, Release
 from mcpl.prompts import SLUG_RULE, is_slug
 
 PAPER_RATE = 1e-3
-"""Adam's rate where AttnMask cuts the loss: higher ones leave pictures explained worse than before learning
-(docs/experiments.md, a hundred steps)"""
+"""Adam's rate where AttnMask cuts the loss: its words sit best with it, and higher ones leave pictures explained worse
+than before learning (docs/experiments.md, a hundred steps)"""
 
 
 def paper() -> Recipe:

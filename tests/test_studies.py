@@ -70,6 +70,10 @@ def test_on_another_base_words_start_from_its_own_neutral_words():
     for elsewhere in ({"base": "elsewhere"}, {"dataset": "pictures"}):
         assert {cell.recipe.initializer for cell in build("ablation", **elsewhere).cells} == {"neutral"}
 
+    assert build("ablation", base=paper().base).cells == build("ablation").cells, "the shipped base by its name"
+    with pytest.raises(ConfigError, match="starts compares words of the shipped base"):
+        build("starts", base="elsewhere")
+
 
 def test_starts_ask_each_recipe_every_start():
     study = build("starts")

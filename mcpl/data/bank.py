@@ -552,7 +552,7 @@ class Bank:
             yield table if len(positions) == len(table) else table.take(sorted(positions))
 
     def _parts(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Every part, in order; in an object store the next few small ones are fetched meanwhile."""
+        """Every part, in order; in an object store, where all are small, the next few are fetched meanwhile."""
         far = "://" in self.uri and all(member.size <= WHOLE_FILE for member in self._members)
         read = partial(self._part, columns=columns)
         yield from ahead(read, range(len(self._members)), AHEAD) if far else map(read, range(len(self._members)))

@@ -44,10 +44,11 @@ class Strikes(UserCallback):
 
     def after_exception(self, run_context: object, worker_exceptions: dict[int, Exception]) -> None:
         """One strike, however many workers a look finds dead: a reclaimed spot pool takes many at once."""
-        causes = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
-        errors = [cause for cause in causes if not isinstance(cause, RayActorError)]
-        kind, cause = ("error", errors[0]) if errors else ("death", causes[0])
-        if RemoteBoard(self._handle).strike(kind, one_line(cause), tuple(worker_exceptions)):
+        causes = {rank: getattr(error, "health_check_failure", error) for rank, error in worker_exceptions.items()}
+        ranks = sorted(causes, key=lambda rank: isinstance(causes[rank], RayActorError))  # errors first: they are told
+        cause = causes[ranks[0]]
+        kind = "death" if isinstance(cause, RayActorError) else "error"
+        if RemoteBoard(self._handle).strike(kind, one_line(cause), ranks):
             raise NoProgress(one_line(cause))
 
 

@@ -49,8 +49,8 @@ from mcpl.types import BankRow, Example
 
 RUNNER = "mcpl.orchestration.evaluating:Runner"
 SCORING = fanout.Kind(LearnedRows.open, scores.encode)
-VERSION = 1
-"""raised when scores of the same settings change their meaning"""
+VERSION = 2
+"""raised when scores of the same settings change their meaning, or come to be more"""
 DRAWN = ("right_object", "right_object_second_judge", "leak", "composition")
 """metrics of pictures that are drawn"""
 

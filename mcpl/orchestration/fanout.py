@@ -80,7 +80,7 @@ QUIET = {
 DRIVER = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0", "RAY_TRAIN_METRICS_ENABLED": "0"}
 """Ray Train looks at its workers every second, and leaves their working directory alone."""
 OTHERS_FAULT = (MCPLError, OSError, MemoryError)
-"""What no picture is to blame for: settings, storage, the machine"""
+"""what no picture is to blame for: settings, storage, the machine"""
 START_ATTEMPTS = 3
 RUNNER = "mcpl.orchestration.job:Runner"
 OBJECT_STORE_BYTES = 200 << 20
@@ -310,7 +310,7 @@ def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
 
 def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Pulse, kind: Kind) -> Tally:
     """Learn a shard's jobs and commit its part; the tally is of the part that is in storage afterwards."""
-    rows = _rows(shard, data.read(shard), runner, pulse)
+    rows = _rows(shard, data, runner, pulse)
     if [row.id for row in rows] != list(shard.ids):
         raise RuntimeError(f"{type(runner).__name__} returned other rows than it was given for {shard.part}")
     if store.put_if_absent(shard.part, kind.encode(rows)):
@@ -318,40 +318,48 @@ def _learn(store: Store, shard: Shard, data: _Jobs, runner: Runner, pulse: _Puls
     return plans.tally_part(store, shard.number)
 
 
-def _rows(shard: Shard, jobs: Sequence[Example | Group], runner: Runner, pulse: _Pulse) -> list:
+def _rows(shard: Shard, data: _Jobs, runner: Runner, pulse: _Pulse) -> list:
     """A shard's rows. Where learning it raises what nobody foresaw, it is learned picture by picture, so that a picture
     that cannot be learned costs its own row and not the run."""
+    jobs = data.read(shard)
     try:
-        return runner(jobs, pulse.on_done)
-    except OTHERS_FAULT:
-        raise
+        rows = runner(jobs, pulse.on_done)
+        pulse.sound = jobs[-1]
+        return rows
     except Exception as error:
+        if _others_fault(error):
+            raise
         log.warning("%s is learned picture by picture after %s", shard.part, one_line(error))
     pulse.begin(shard.number)  # outside the except: the error holds the failed step's memory
-    return _one_by_one(jobs, runner, pulse)
+    return _one_by_one(shard, jobs, data, runner, pulse)
 
 
-def _one_by_one(jobs: Sequence[Example | Group], runner: Runner, pulse: _Pulse) -> list:
-    """A row each; a failed one, with the error, for what cannot be learned alone. Raises where the worker can learn
-    nothing after it: then the machine is at fault, and no picture."""
-    rows, sound, failed = [], None, False
+def _one_by_one(shard: Shard, jobs: Sequence[Example | Group], data: _Jobs, runner: Runner, pulse: _Pulse) -> list:
+    """A row each; a failed one, with the error, for what cannot be learned alone.
+
+    Where the last ones failed, one that the worker could learn before, else one that lies beside them, must still be
+    learned. Raises where it is not, or where there is none: then the machine is at fault, and no picture.
+    """
+    rows, failed = [], False
     for job in jobs:
         try:
             rows += runner([job], pulse.on_done)
-            sound, failed = job, False
-        except OTHERS_FAULT:
-            raise
+            pulse.sound, failed = job, False
         except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's
+            if _others_fault(error):
                 raise
             rows.append(runner.failed(job, one_line(error)))
             pulse.on_done(rows[-1])
             failed = True
-    if failed and sound is not None:
-        runner([sound])
-    elif failed:
-        rows[-1:] = runner(jobs[-1:])
+    if failed:
+        runner([pulse.sound or data.beside(shard) or jobs[-1]])
     return rows
+
+
+def _others_fault(error: Exception) -> bool:
+    """Whether no picture is to blame: settings, storage, or memory, for which torch has many names."""
+    no_memory = type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error).lower()
+    return no_memory or isinstance(error, OTHERS_FAULT)
 
 
 class _Jobs:
@@ -375,6 +383,10 @@ class _Jobs:
                 )
             found = {id: self._read(self._places[id], [id])[id] for id in shard.ids}
         return [found[id] for id in shard.ids]
+
+    def beside(self, shard: Shard) -> Example | Group | None:
+        """Another job that lies where a shard's do: one that is not tried again with them."""
+        return next((job for job in groups.read(self._dataset, shard.refs) if job.id not in shard.ids), None)
 
     @cached_property
     def _places(self) -> dict[str, tuple[ShardRef, ...]]:
@@ -408,6 +420,8 @@ class _Pulse:
 
     leaving = False
     """the machine is being taken away: no other shard"""
+    sound: Example | Group | None = None
+    """what this worker learned last: its machine can"""
 
     def __init__(self, board: Board, worker: str, notice: Callable[[], float | None]):
         self._board, self._worker, self._notice = board, worker, notice

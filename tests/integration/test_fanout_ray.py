@@ -136,8 +136,8 @@ def test_a_worker_that_dies_while_its_group_is_made_whole(scenario, ray_cluster,
 
 def test_a_worker_that_always_fails_ends_the_run_and_keeps_the_rest(scenario, ray_cluster):
     scenario.pictures(12)
-    scenario.tell(crash=["p0004", "p0005", "p0006", "p0007"])
-    named = r"3 times in a row.*told to crash at p0007; in hand was part-00000001.parquet \(p0004, "
+    scenario.tell(full=["p0004"])
+    named = r"3 times in a row.*disk is full at p0004; in hand was part-00000001.parquet \(p0004, "
     with pytest.raises(NoProgress, match=named):
         scenario.run(scenario.config(), inline=False)
     assert parts(scenario) == ["part-00000000.parquet", "part-00000002.parquet"]

@@ -6,6 +6,7 @@ The recipe's base names the folder. `settings.json` in it, read again for each s
     fail        ids that become failed rows
     kill        ids at which the worker kills itself, the first time somebody gets there
     crash       ids at which the runner raises, every time
+    full        ids at which the disk is full, every time: no picture's fault
     crowd       processes that must have started before anybody does a picture
     wait        ids at which the worker waits until a file `go-<id>` appears
 
@@ -76,6 +77,8 @@ class Runner:
             os.kill(os.getpid(), signal.SIGKILL)
         if id in self.settings.get("crash", ()):
             raise RuntimeError(f"the stub was told to crash at {id}")
+        if id in self.settings.get("full", ()):
+            raise OSError(f"the stub's disk is full at {id}")
         while id in self.settings.get("wait", ()) and not (self.folder / f"go-{id}").exists():
             (self.folder / f"at-{id}-{os.getpid()}").touch()
             (self.folder / f"waiting-{id}").touch()

@@ -62,8 +62,8 @@ def test_a_grown_dataset_learns_only_its_new_rows(scenario):
 def test_a_shard_whose_rows_moved_finds_them_again(scenario):
     """Planned, not learned; then the row group that it names is another one."""
     scenario.pictures(8, start=8)
-    scenario.tell(crash=["p0012", "p0013", "p0014", "p0015"])
-    with pytest.raises(RuntimeError, match="told to crash"):
+    scenario.tell(full=["p0012"])
+    with pytest.raises(OSError, match="disk is full"):
         scenario.run(scenario.config())
     scenario.tell()
     (scenario.root / "dataset" / "part-00008.parquet").rename(scenario.root / "dataset" / "part-00099.parquet")
@@ -75,8 +75,8 @@ def test_a_shard_whose_rows_moved_finds_them_again(scenario):
 def test_rows_lost_before_they_were_learned_stop_the_run(scenario):
     scenario.pictures(4)
     scenario.pictures(4, start=4)
-    scenario.tell(crash=["p0004", "p0005", "p0006", "p0007"])
-    with pytest.raises(RuntimeError, match="told to crash"):
+    scenario.tell(full=["p0004"])
+    with pytest.raises(OSError, match="disk is full"):
         scenario.run(scenario.config())
     (scenario.root / "dataset" / "part-00004.parquet").unlink()
     with pytest.raises(ConfigError, match="lost 4 rows.*p0004"):
@@ -117,11 +117,36 @@ def test_a_picture_that_breaks_its_shard_costs_its_own_row(scenario, crash):
     assert told == {id: f"RuntimeError: the stub was told to crash at {id}" for id in crash}
 
 
-@pytest.mark.parametrize("error", [OSError, MemoryError, type("OutOfMemoryError", (RuntimeError,), {})])
+def test_a_shard_that_breaks_as_a_whole_after_a_good_one_is_recorded(scenario):
+    scenario.pictures(8)
+    scenario.tell(crash=[f"p{i:04d}" for i in range(4, 8)])
+    summary = scenario.run(scenario.config())
+    assert (summary.learned, summary.failed) == (4, 4)
+
+
+def test_a_picture_that_breaks_its_shard_again_when_it_is_retried_ends_no_run(scenario):
+    """Alone in its part, in a new process: what lies beside it shows that the machine can learn."""
+    scenario.pictures(8)
+    scenario.tell(crash=["p0001"])
+    scenario.run(scenario.config())
+    again = scenario.run(scenario.config(retry_failed=True))
+    assert (again.rows, again.learned, again.failed, again.new) == (8, 7, 1, 1)
+    scenario.tell()
+    assert scenario.run(scenario.config(retry_failed=True)).failed == 0
+
+
+def test_a_machine_that_never_learned_anything_blames_no_picture(scenario):
+    scenario.pictures(4)
+    scenario.tell(crash=[f"p{i:04d}" for i in range(4)])
+    with pytest.raises(RuntimeError, match="told to crash at p0003"):
+        scenario.run(scenario.config())
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError, type("OutOfMemoryError", (RuntimeError,), {}), RuntimeError])
 def test_what_is_no_pictures_fault_ends_the_run_and_no_row_says_otherwise(scenario, monkeypatch, error):
     def act(self, id: str) -> None:
         if id == "p0001":
-            raise error("no room")
+            raise error("DefaultCPUAllocator: can't allocate memory: no room")
 
     monkeypatch.setattr(stub.Runner, "_act", act)
     scenario.pictures(4)
