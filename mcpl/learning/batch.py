@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mcpl.diffusion import bucket_centres, stratified_timesteps
 from mcpl.errors import ExampleError
-from mcpl.learning.settings import LearningSettings
+from mcpl.learning.settings import CUT_OUT, LearningSettings
 from mcpl.models.base import BaseModel, mean_embedding
 from mcpl.objectives.attention import member_positions
 from mcpl.packing import join_slots
@@ -126,13 +126,13 @@ def _trained_on(
     views = list(looks)
     if settings.sentences == "one-word":
         views = [view(about(v.sentence, [c], False), v.look) for v in looks for c in named(v.sentence)]
-    elif settings.sentences == "objects-on-black":
-        views = []
+    elif settings.sentences in CUT_OUT:
+        views, ground = [], CUT_OUT[settings.sentences]
         for v in looks:
             for c in v.objects:
                 views.append(view(about(v.sentence, [c], False), v.look, len(pictures)))
                 mask = given[v.look, c].to(pictures[0])
-                pictures.append(pictures[v.picture] * mask + (mask - 1))  # -1 is black
+                pictures.append(pictures[v.picture] * mask + ground * (1 - mask))
     elif settings.union_sampling:
         views = [one for v in looks for one in _united(v, settings.union_sampling, view)]
     if settings.flips == "always" or (settings.flips == "safe" and not any(_says_side(v.sentence) for v in looks)):

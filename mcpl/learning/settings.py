@@ -9,6 +9,9 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from mcpl.objectives.objective import TERMS, Contrastive, Denoising, Term
 from mcpl.settings import Settings
 
+CUT_OUT = {"objects-on-black": -1.0, "masked-objects": 0.0}
+"""`sentences` that show each object alone -> what surrounds it, of pixels in -1..1"""
+
 
 class AttentionMask(Settings):
     """AttnMask (paper section 3.3): learn only where the words look."""
@@ -57,9 +60,10 @@ class LearningSettings(Settings):
         "mean", description="length of a mean of several words: as it falls, or the mean of the words' own (longer)"
     )
     fixed_norm: bool = Field(False, description="hold each row at the length that it started with (DTI)")
-    sentences: Literal["whole", "one-word", "objects-on-black"] = Field(
+    sentences: Literal["whole", "one-word", "objects-on-black", "masked-objects"] = Field(
         "whole",
-        description="train on the sentence; on each word alone (Textual Inversion); or so on each object cut out",
+        description="train on the sentence; on each word alone (Textual Inversion); or so on each object cut out, on "
+        "black as the authors' dataset has it, or on mid-grey",
     )
     templates: Literal["captions", "none"] = Field("captions", description="wrap the sentence in short captions")
     union_sampling: int | None = Field(
@@ -118,7 +122,7 @@ class LearningSettings(Settings):
     def needs_masks(self) -> bool:
         """True for the baselines that learn from given masks."""
         given = isinstance(self.attention_mask, AttentionMask) and self.attention_mask.source == "given"
-        return given or self.sentences == "objects-on-black"
+        return given or self.sentences in CUT_OUT
 
     @property
     def looked_mask(self) -> AttentionMask | None:

@@ -21,6 +21,7 @@ from PIL import Image
 from mcpl.data.pictures import load_picture
 from mcpl.data.storage import Store
 from mcpl.evaluation import fidelity, statistics
+from mcpl.learning.settings import CUT_OUT
 from mcpl.orchestration.space import examples
 from mcpl.prompts import parse
 from mcpl.report import studies as drawing
@@ -137,7 +138,7 @@ def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tupl
         "prompt_fidelity": ("states", fidelity.of_outputs),
         "image_fidelity": ("features", fidelity.of_means),
     }[metric]
-    truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences == "objects-on-black"}
+    truths = {cell.set: cell.name for cell in study.cells if cell.recipe.sentences in CUT_OUT}
     sets = {cell.name: cell.set for cell in study.cells}
     known: dict[tuple[str, str], list[tuple[int, fidelity.Vectors]]] = {}
     for row in rows:

@@ -14,7 +14,7 @@ from mcpl.learning.settings import AttentionMask, EarlyStop, LearningSettings
 from mcpl.learning.step import row_mask
 from mcpl.objectives.objective import Attention, Contrastive, Denoising
 from mcpl.prompts import about, parse, share_concepts
-from mcpl.recipes import load
+from mcpl.recipes import adjust, load
 from mcpl.types import Pack
 
 SETTINGS = LearningSettings(steps=4, lr=0.05, probe_every=2, probe_timesteps=3)
@@ -180,14 +180,16 @@ def test_baselines_with_given_masks_say_which_one_is_missing(tiny, pixels, name)
         make_job(tiny, "x", parse(TWO), pixels(1)[0], load(name), {"star": HALF["star"]})
 
 
-def test_masked_inversion_learns_each_word_on_its_own_object(tiny, pixels):
-    """Each row shows one object on black and says its word alone; looks see the whole picture and sentence."""
-    recipe = load("masked-inversion")
+@pytest.mark.parametrize(("sentences", "ground"), [("objects-on-black", -1.0), ("masked-objects", 0.0)])
+def test_masked_inversion_learns_each_word_on_its_own_object(tiny, pixels, sentences, ground):
+    """Each row shows one object alone and says its word alone; looks see the whole picture and sentence."""
+    assert load("masked-inversion").sentences == "objects-on-black"
+    recipe = adjust(load("masked-inversion"), sentences=sentences)
     picture = pixels(1)[0]
     job = make_job(tiny, "x", parse("a red <star> left of a <ring>"), picture, recipe, HALF)
     assert [(v.sentence.text, v.objects) for v in job.views] == [("a <star>", (0,)), ("a <ring>", (1,))]
     for view, slug in zip(job.views, ("star", "ring"), strict=True):
-        cut = picture.where(HALF[slug].bool(), -1.0)
+        cut = picture.where(HALF[slug].bool(), ground)
         assert torch.equal(job.latents[view.picture], tiny.encode_pictures(cut[None])[0])
     assert torch.equal(job.latents[job.looks[0].picture], tiny.encode_pictures(picture[None])[0])
 
