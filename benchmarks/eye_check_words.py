@@ -3,7 +3,7 @@
     python -m benchmarks.eye_check_words --draw DIR [--pictures 20]   # learn, draw, choose; an empty form; minutes
     python -m benchmarks.eye_check_words                              # compare; the last line is one JSON object
 
-Words of unnamed shapes are learned by `plain` and `best` from development pictures that no recipe was chosen on; each
+Words of unnamed shapes are learned by `plain` and `best` from development pictures that the sweep did not see; each
 draws some pictures alone. Half of the chosen drawings are such as the judge calls right, half such as it calls wrong,
 shuffled: `learned-words.png`, ten a row, and `learned-words.json`, what each was asked to show and how many were drawn.
 The form, `eye-check-words.csv`, has a line a drawing: right is yes where it shows one object of the asked shape, and of
@@ -13,7 +13,8 @@ the asked colour where one is asked, and nothing else; else no. Keys of the resu
     second_right, second_wrong  the same of the second judge, over the same drawings
 
 and `recipes`: of all drawings of each recipe the share that each judge calls right, and what the eye would call right
-if it erred from the judge everywhere as it does among the chosen.
+if it differed from the judge everywhere as it does among the chosen, with what both ends of those intervals make of it.
+Intervals are bootstrapped over pictures, whose drawings hang together.
 """
 
 from __future__ import annotations
@@ -141,17 +142,19 @@ def read(folder: Path) -> tuple[dict, np.ndarray, np.ndarray]:
 def compare(told: dict, pictures: np.ndarray, eye: np.ndarray) -> dict:
     """Where the eye and the judges agree, and what that makes of each recipe's rate."""
     result: dict = {}
-    for name, said in zip(("judge", "second"), verdicts([Drawing(**o) for o in told["asked"]], pictures), strict=True):
+    asked = [Drawing(**one) for one in told["asked"]]
+    numbers = np.unique([one.picture for one in asked], return_inverse=True)[1]
+    for name, said in zip(("judge", "second"), verdicts(asked, pictures), strict=True):
         for verdict, which in ((True, "right"), (False, "wrong")):
-            own = eye[said == verdict].tolist()
-            result[f"{name}_{which}"] = interval(own) if own else None
-    kept, missed = (result[f"judge_{which}"]["mean"] for which in ("right", "wrong"))
+            own = said == verdict
+            result[f"{name}_{which}"] = interval(eye[own].tolist(), clusters=numbers[own].tolist())
     result["recipes"] = {}
     for name, drawn in told["drawn"].items():
         judge, second = (drawn[which] / drawn["n"] for which in ("judge", "second_judge"))
-        by_eye = judge * kept + (1 - judge) * missed
-        result["recipes"][name] = {"n": drawn["n"], "judge": round(judge, 4), "second_judge": round(second, 4),
-                                   "eye": round(by_eye, 4)}  # fmt: skip
+        eyes = [judge * result["judge_right"][at] + (1 - judge) * result["judge_wrong"][at]
+                for at in ("mean", "low", "high")]  # fmt: skip
+        by_eye = dict(zip(("eye", "eye_low", "eye_high"), (round(each, 4) for each in eyes), strict=True))
+        result["recipes"][name] = {"n": drawn["n"], "judge": round(judge, 4), "second_judge": round(second, 4)} | by_eye
     return result
 
 

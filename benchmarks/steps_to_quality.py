@@ -20,7 +20,7 @@ share. The last line is JSON:
 
 Steps are those of a batch of 4 rows; a rate that falls at the end does so before each limit. At the default size few
 pictures are drawn: the rates are coarse, the JSON says of how many. The full size is `--pictures 16 --steps 3000`.
-The first ten development pictures are left out: `best` was chosen on them.
+The first ten development pictures are left out: most of `best` was chosen on them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Learn = Callable[[int], tuple[list[Words], float]]
 
 
 SEEN = 10
-"""development pictures that recipes were chosen on"""
+"""development pictures that most of `best` was chosen on"""
 BATCH = 4
 """rows of a step, the peer's and ours"""
 
