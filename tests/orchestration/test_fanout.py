@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from mcpl.config import Placement
+from mcpl.config import Placement, RunConfig
 from mcpl.data.storage import LocalStore
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import fanout
 from mcpl.orchestration.fanout import Meter, NoProgress, Orders, work
-from mcpl.orchestration.plan import Tally
+from mcpl.orchestration.plan import Plan, Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard
 from pipelines import train_all
 from tests.orchestration import stub
@@ -23,6 +23,23 @@ from tests.orchestration.scenario import Scenario, eventually
 @pytest.fixture
 def scenario(tmp_path) -> Scenario:
     return Scenario(tmp_path)
+
+
+def planned(config: RunConfig) -> Plan:
+    return fanout.plans.open_plan(
+        fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4
+    )
+
+
+def orders_of(config: RunConfig) -> Orders:
+    return Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+
+
+def begun(scenario: Scenario) -> tuple[LockedBoard, Orders]:
+    """A plan's board and what its workers are told; nobody works yet."""
+    config = scenario.config()
+    planned(config)
+    return LockedBoard(Board(config.output)), orders_of(config)
 
 
 def test_every_picture_once_and_then_nothing_to_do(scenario):
@@ -97,7 +114,7 @@ def test_failures_are_kept_and_relearned_on_request(scenario):
 def test_where_rows_lie_now_is_looked_up_once(scenario, monkeypatch):
     scenario.pictures(16, start=8)
     config = scenario.config()
-    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
+    planned(config)
     (scenario.root / "dataset" / "part-00008.parquet").rename(scenario.root / "dataset" / "part-00099.parquet")
     looks, places = [], fanout.groups.places
     monkeypatch.setattr(fanout.groups, "places", lambda dataset: looks.append(dataset) or places(dataset))
@@ -205,14 +222,10 @@ def test_a_zombie_commits_nothing_and_breaks_nothing(scenario, monkeypatch):
     other = Scenario(scenario.root / "other")
     healthy = config.recipe.model_copy(update={"base": str(other.stub_folder)})
     other.tell()
-    plan = fanout.plans.open_plan(
-        fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4
-    )
+    plan = planned(config)
     now = [0.0]
     board = LockedBoard(Board(config.output, clock=lambda: now[0]))
-    zombie = threading.Thread(
-        target=work, args=(board, 0, Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME))
-    )
+    zombie = threading.Thread(target=work, args=(board, 0, orders_of(config)))
     zombie.start()
     eventually((scenario.stub_folder / "waiting-p0000").exists)
     now[0] = 1000.0
@@ -235,10 +248,7 @@ def test_a_worker_whose_node_is_taken_away_leaves(scenario, monkeypatch, seconds
     monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 0.01)
     scenario.pictures(12)
     scenario.tell(wait=["p0001"])
-    config = scenario.config()
-    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
-    board = LockedBoard(Board(config.output))
-    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+    board, orders = begun(scenario)
     told = threading.Event()
 
     def notice() -> float | None:
@@ -267,10 +277,7 @@ def test_a_shard_that_is_dropped_is_free_though_its_worker_has_not_looked_up(sce
     monkeypatch.setattr(stub.Runner, "__call__", lambda self, examples, on_done=None: learn(self, examples))
     scenario.pictures(4)
     scenario.tell(wait=["p0001"])
-    config = scenario.config()
-    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
-    board = LockedBoard(Board(config.output))
-    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+    board, orders = begun(scenario)
     waiting = scenario.stub_folder / "waiting-p0001"
     leaving = threading.Thread(target=work, args=(board, 0, orders, lambda: 1 if waiting.exists() else None))
     leaving.start()
@@ -286,11 +293,8 @@ def test_a_worker_that_waits_leaves_its_node_without_a_shard(scenario, monkeypat
     monkeypatch.setattr(fanout, "HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(fanout, "WAIT_SECONDS", 0.01)
     scenario.pictures(4)
-    config = scenario.config()
-    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
-    board = LockedBoard(Board(config.output))
+    board, orders = begun(scenario)
     assert board.hello("other", 1) and board.next("other").number == 0
-    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
     taken_away = threading.Event()
     waiting = threading.Thread(target=work, args=(board, 0, orders, lambda: 120 if taken_away.is_set() else None))
     waiting.start()
@@ -306,10 +310,7 @@ def test_the_run_ends_though_ray_still_waits_for_a_worker(scenario, monkeypatch)
     """A lost node's worker may never be replaced; once everything is learned nobody waits for it."""
     monkeypatch.setattr(fanout, "FINISH_SECONDS", 0.2)
     scenario.pictures(4)
-    config = scenario.config()
-    fanout.plans.open_plan(fanout.open_store(config.output), fanout.Dataset.open(config.dataset), config.recipe, 4)
-    board = LockedBoard(Board(config.output))
-    orders = Orders(config.dataset, config.output, config.recipe, config.placement, stub.NAME)
+    board, orders = begun(scenario)
 
     def learn_and_hang() -> None:
         work(board, 0, orders)
