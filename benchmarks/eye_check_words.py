@@ -32,22 +32,24 @@ from PIL import Image
 
 from benchmarks.contact_sheet import Cell, contact_sheet
 from benchmarks.drawing import interval
+from benchmarks.jobs import SEEN, SET
 from benchmarks.learned_words import learned
 from benchmarks.recipes import examples
 from mcpl.errors import ConfigError
 from mcpl.evaluation import judging
 from mcpl.evaluation.sampling import alone, generate
 from mcpl.models import catalogue
+from mcpl.models.base import BaseModel
 from mcpl.prompts import parse
 from mcpl.recipes import adjust, load
-from mcpl.scenes.judge import Reading
 from mcpl.scenes.scene import Scene
-from mcpl.scenes.world import PIXELS, shapes
+from mcpl.scenes.world import PIXELS
 from mcpl.seeds import derive_seed
+from mcpl.studies import START
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "base"
 GRID, ASKED, FORM = "learned-words.png", "learned-words.json", "eye-check-words.csv"
-RECIPES, SET, SEEN = ("plain", "best"), "unnamed-2", 10
+RECIPES = ("plain", "best")
 CHOSEN, COLUMNS, SAMPLES, SEED = 100, 10, 8, 0
 
 
@@ -62,12 +64,11 @@ class Drawing:
     """None where an adjective of the sentence names it"""
 
 
-def drawings(base: str, count: int, scratch: Path) -> tuple[list[Drawing], np.ndarray]:
+def drawings(model: BaseModel, count: int, scratch: Path) -> tuple[list[Drawing], np.ndarray]:
     """Every word of the pictures, drawn SAMPLES times by each recipe."""
-    model = catalogue.load(base)
     asked, drawn = [], []
     for name in RECIPES:
-        recipe = adjust(load(name), base=base, initializer=",".join(shapes("named")), initializer_length="words")
+        recipe = adjust(load(name), base=model.facts.name, **START)
         words = learned(SET, "dev", count, recipe, model, scratch, pack=8, skip=SEEN)
         for example in examples(SET, "dev", count, SEEN):
             sentence, vectors = parse(example.text), {s: word.vectors for s, word in words[example.id].items()}
@@ -75,7 +76,7 @@ def drawings(base: str, count: int, scratch: Path) -> tuple[list[Drawing], np.nd
             seed = derive_seed(SEED, example.id, "samples")
             for slug, item in judging.items(sentence, Scene.from_json(example.truth)).items():
                 if slug in vectors:
-                    colour = item.colour if judging.holds_colour(concepts[slug], item) else None
+                    colour = judging.asked_colour(concepts[slug], item)
                     pictures = generate(model, alone(concepts[slug]), vectors, SAMPLES, seed)
                     asked += [Drawing(name, example.id, item.shape, colour)] * SAMPLES
                     drawn += list(pictures.numpy())
@@ -86,13 +87,10 @@ def drawings(base: str, count: int, scratch: Path) -> tuple[list[Drawing], np.nd
 def verdicts(asked: Sequence[Drawing], pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the two judges say of each drawing."""
     both = (judging.judge().read(pictures), judging.second_readings(pictures))
-    return tuple(np.array([_right(one, seen) for one, seen in zip(asked, readings, strict=True)]) for readings in both)
-
-
-def _right(one: Drawing, reading: Reading) -> bool:
-    """Does a reading show what was asked, and nothing else?"""
-    seen = reading.objects
-    return len(seen) == 1 and seen[0].shape == one.shape and one.colour in (None, seen[0].colour)
+    return tuple(
+        np.array([judging.shows(seen, one.shape, one.colour) for one, seen in zip(asked, readings, strict=True)])
+        for readings in both
+    )
 
 
 def chosen(right: np.ndarray) -> list[int]:
@@ -105,7 +103,8 @@ def chosen(right: np.ndarray) -> list[int]:
 def write(base: str, count: int, folder: Path) -> None:
     """Draw and choose; the grid, what was asked, sheets to look at and an empty form."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked, pictures = drawings(base, count, folder)
+    model = catalogue.load(base)
+    asked, pictures = drawings(model, count, folder)
     first, second = verdicts(asked, pictures)
     some = chosen(first)
     grid = np.zeros((-(-len(some) // COLUMNS) * PIXELS, COLUMNS * PIXELS, 3), np.uint8)
@@ -117,7 +116,7 @@ def write(base: str, count: int, folder: Path) -> None:
     for name in RECIPES:
         own = np.array([one.recipe == name for one in asked])
         drawn[name] = {"n": int(own.sum()), "judge": int(first[own].sum()), "second_judge": int(second[own].sum())}
-    told = {"base_digest": catalogue.load(base).facts.digest, "drawn": drawn, "asked": [asdict(asked[n]) for n in some]}
+    told = {"base_digest": model.facts.digest, "drawn": drawn, "asked": [asdict(asked[n]) for n in some]}
     (folder / ASKED).write_text(json.dumps(told, indent=1) + "\n")
     for start in range(0, len(some), 20):
         cells = [

@@ -15,6 +15,8 @@ from mcpl.types import Job, Pack
 BASE = ASSETS / "scenes-v1"
 JUDGE = BASE / "judge.safetensors"
 SET = "unnamed-2"
+SEEN = 10
+"""its first development pictures, on which most of `best` was chosen"""
 
 
 def scene_jobs(recipe: Recipe, count: int, model: BaseModel | None = None) -> tuple[BaseModel, tuple[Job, ...]]:

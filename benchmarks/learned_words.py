@@ -24,7 +24,7 @@ from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
 from mcpl.scenes.benchmark import SPLITS, find
-from mcpl.scenes.world import shapes
+from mcpl.studies import START
 
 QUICK = {"pictures": 2, "steps": 10}
 
@@ -51,8 +51,7 @@ def settle(given: argparse.Namespace) -> tuple[Recipe, list[str]]:
     if given.quick:
         given.pictures, given.steps, sets = given.pictures or QUICK["pictures"], QUICK["steps"], sets[:1]
     given.out.mkdir(parents=True, exist_ok=True)
-    neutral = {"initializer": ",".join(shapes("named")), "initializer_length": "words"}
-    return adjust(load(given.recipe), base=given.base, steps=given.steps, **neutral), sets
+    return adjust(load(given.recipe), base=given.base, steps=given.steps, **START), sets
 
 
 def learned(

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.jobs import BASE, JUDGE
 from benchmarks.processes import Done, at_once, cores
 from benchmarks.provenance import say
-from mcpl.scenes.world import shapes
+from mcpl.studies import START
 
 PACK = 8
 FEW = 8
@@ -73,7 +73,7 @@ def peer_command(picture: Path, word: str, steps: int, out: Path, *more: str) ->
     """One run of the peer, from the words that all recipes of `benchmarks.recipes` start from."""
     return [
         "-m", "benchmarks.textual_inversion", str(picture), "--word", word, "--base", str(BASE), "--out", str(out),
-        "--initializer", ",".join(shapes("named")), "--steps", str(steps), *more,
+        "--initializer", START["initializer"], "--steps", str(steps), *more,
     ]  # fmt: skip
 
 

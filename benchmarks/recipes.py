@@ -40,7 +40,7 @@ from PIL import Image
 from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import mask_png, picture_png
 from mcpl.evaluation import statistics
-from mcpl.evaluation.statistics import Difference, interval
+from mcpl.evaluation.statistics import SURE, Difference, interval
 from mcpl.models import catalogue
 from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
@@ -66,8 +66,6 @@ REFERENCE = "paper"
 """what every other recipe of a table is compared with"""
 ALSO = ("best", "plain")
 """compared with each other too, where a table has both"""
-SURE = 0.05
-"""corrected chance of luck under which a difference is bold"""
 
 Row = Mapping[str, object]
 
@@ -256,9 +254,8 @@ def _differences(parts: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> d
     for c in COMPARED:
         found = {(name, pair): difference(own, *pair, REPORTED[c])
                  for name, own in parts.items() for pair in _compared(labels)}  # fmt: skip
-        chances = statistics.holm({str(key): one.p for key, one in found.items()})
-        for key, one in found.items():
-            told[*key, c] = f"**{one.interval}**" if chances[str(key)] < SURE else str(one.interval)
+        for key, one in statistics.corrected(found).items():
+            told[*key, c] = f"**{one.interval}**" if one.p < SURE else str(one.interval)
     return told
 
 

@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.jobs import BASE, JUDGE, SET
+from benchmarks.jobs import BASE, JUDGE, SEEN, SET
 from benchmarks.peer import peer_command, write_pictures
 from benchmarks.processes import at_once, cores
 from benchmarks.provenance import say
@@ -47,8 +47,8 @@ from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
 from mcpl.scenes.scene import Scene
-from mcpl.scenes.world import shapes
 from mcpl.seeds import derive_seed
+from mcpl.studies import START
 from mcpl.types import Example, Job, Pack
 
 Words = dict[str, torch.Tensor]
@@ -57,8 +57,6 @@ Learn = Callable[[int], tuple[list[Words], float]]
 """a number of steps -> every picture's words, and the U-Net passes that a picture took on the mean"""
 
 
-SEEN = 10
-"""development pictures that most of `best` was chosen on"""
 BATCH = 4
 """rows of a step, the peer's and ours"""
 
@@ -179,8 +177,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="also keep the last line in this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    start = {"initializer": ",".join(shapes("named")), "initializer_length": "words"}
-    ours_recipe, paper = (adjust(load(name), **start) for name in (given.ours, "paper"))
+    ours_recipe, paper = (adjust(load(name), **START) for name in (given.ours, "paper"))
     runner, pictures = Runner(ours_recipe, Placement()), list(examples(SET, "dev", given.pictures, SEEN))
     jobs = [runner.prepare(example) for example in pictures]
     own_curves, paper_curves = [], []

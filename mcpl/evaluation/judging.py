@@ -50,15 +50,21 @@ def holds_colour(concept: Concept, item: SceneObject) -> bool:
     return item.colour not in concept.adjectives
 
 
+def asked_colour(concept: Concept, item: SceneObject) -> str | None:
+    """The colour that a picture of the word has to show; None where any will do."""
+    return item.colour if holds_colour(concept, item) else None
+
+
+def shows(reading: Reading, shape: str, colour: str | None) -> bool:
+    """Whether a picture shows one object of the shape, and of the colour where one is asked, and nothing else."""
+    seen = reading.objects
+    return len(seen) == 1 and seen[0].shape == shape and colour in (None, seen[0].colour)
+
+
 def right(concept: Concept, item: SceneObject, readings: Sequence[Reading]) -> float:
     """Share of a word's pictures that show its object and nothing else."""
-    hits = [
-        len(r.objects) == 1
-        and r.objects[0].shape == item.shape
-        and (not holds_colour(concept, item) or r.objects[0].colour == item.colour)
-        for r in readings
-    ]
-    return sum(hits) / len(hits)
+    colour = asked_colour(concept, item)
+    return sum(shows(reading, item.shape, colour) for reading in readings) / len(readings)
 
 
 def leak(concept: Concept, item: SceneObject, scene: Scene, readings: Sequence[Reading]) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations, product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,11 @@ EXACT_SIGNS, EXACT_RANKS = 12, 8
 """sizes up to which a test goes through every exchange of signs (4,096) or order of ranks (40,320)"""
 EXCHANGES = 10_000
 """drawn at random where there are more"""
+SURE = 0.05
+"""corrected chance of luck below which a table sets a difference in bold"""
+
+K = TypeVar("K")
+"""names of tests that are made together; of one kind, so that they have an order"""
 
 
 class Interval(NamedTuple):
@@ -114,7 +119,13 @@ def exchange_test(gains: Sequence[float], seed: int = 0) -> float:
     return (as_far + 1) / (EXCHANGES + 1)
 
 
-def holm(chances: Mapping[str, float]) -> dict[str, float]:
+def corrected(found: Mapping[K, Difference]) -> dict[K, Difference]:
+    """Differences that are tested together, with chances corrected for their number (`holm`)."""
+    chances = holm({key: one.p for key, one in found.items()})
+    return {key: one._replace(p=chances[key]) for key, one in found.items()}
+
+
+def holm(chances: Mapping[K, float]) -> dict[K, float]:
     """Chances of several tests made together, corrected so that one false find in all of them is as rare (Holm, 1979).
 
     Those that are not numbers stay so and count for nothing.

@@ -24,7 +24,7 @@ from mcpl.data.storage import open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.evaluation import fidelity
 from mcpl.evaluation.similarity import MOST, flattened, kid, silhouette
-from mcpl.evaluation.statistics import Difference, Interval, by_picture, difference, holm, interval
+from mcpl.evaluation.statistics import Difference, Interval, by_picture, corrected, difference, interval
 from mcpl.orchestration.evaluating import Evaluated
 from mcpl.report import comparisons
 
@@ -79,9 +79,7 @@ class Comparison:
             for metric in _told(self.metrics)
             for method in others
         }
-        kept = {key: each for key, each in found.items() if each.pictures}
-        chances = holm({json.dumps(key): each.p for key, each in kept.items()})
-        return {key: each._replace(p=chances[json.dumps(key)]) for key, each in kept.items()}
+        return corrected({key: each for key, each in found.items() if each.pictures})
 
 
 def compare(banks: Sequence[Evaluated], against: Sequence[Evaluated] = ()) -> Comparison:

@@ -21,6 +21,7 @@ from PIL import Image
 from mcpl.data.pictures import load_picture
 from mcpl.data.storage import Store
 from mcpl.evaluation import fidelity, statistics
+from mcpl.evaluation.statistics import SURE
 from mcpl.learning.settings import CUT_OUT
 from mcpl.orchestration.space import examples
 from mcpl.prompts import parse
@@ -28,8 +29,6 @@ from mcpl.report import studies as drawing
 from mcpl.studies import PAPER_COLUMNS, PAPER_ROWS, SIMILARITIES, TRUTH, Cell, Figure, Study
 
 RAW, REPORT = "raw.parquet", "report.md"
-SURE = 0.05
-"""chance of luck, corrected for all cells of a metric, below which a difference is set in bold"""
 MISSED = (
     "assignment", "attention_iou", "attention_iou_best_permutation", "pointing_game", "right_object",
     "right_object_second_judge",
@@ -243,10 +242,9 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
             for name, against in pairs
             if name in by_cell and against in by_cell
         }
-        chances = statistics.holm({name: one.p for name, one in differ.items()})
-        for name, one in differ.items():
+        for name, one in statistics.corrected(differ).items():
             sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
-            told[name][metric] = f"**{sign}**" if chances[name] < SURE else sign
+            told[name][metric] = f"**{sign}**" if one.p < SURE else sign
     lines = [["cell", "minus", *(_said(metric) for metric in found)]]
     lines.append(["---", "---", *["---:"] * len(found)])
     lines += [
