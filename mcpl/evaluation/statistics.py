@@ -119,6 +119,11 @@ def exchange_test(gains: Sequence[float], seed: int = 0) -> float:
     return (as_far + 1) / (EXCHANGES + 1)
 
 
+def least_chance(pictures: int) -> float:
+    """The smallest chance that `exchange_test` can find with so many pictures; 1 without any."""
+    return min(1.0, 2.0 ** (1 - pictures)) if pictures <= EXACT_SIGNS else 1 / (EXCHANGES + 1)
+
+
 def corrected(found: Mapping[K, Difference]) -> dict[K, Difference]:
     """Differences that are tested together, with chances corrected for their number (`holm`)."""
     chances = holm({key: one.p for key, one in found.items()})

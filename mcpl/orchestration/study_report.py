@@ -231,34 +231,43 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _differences(study: Study, found: Mapping[str, Scores]) -> str:
-    """Each cell minus its reference, picture by picture."""
+    """Each cell minus its reference, picture by picture. Cells that are one recipe are one test."""
     pairs = [(cell.name, cell.against) for cell in study.cells if cell.against]
     if not pairs:
         return ""
+    work = {cell.name: number for number, cells in enumerate(study.works) for cell in cells}
     told: dict[str, dict[str, str]] = {name: {} for name, _ in pairs}
+    hopeless = set()
     for metric, by_cell in found.items():
         differ = {
             name: statistics.difference(by_cell[name], by_cell[against])
             for name, against in pairs
             if name in by_cell and against in by_cell
         }
-        for name, one in statistics.corrected(differ).items():
-            sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
-            told[name][metric] = f"**{sign}**" if one.p < SURE else sign
+        tests = {(work[name], work[against]): differ[name] for name, against in pairs if name in differ}
+        tests = {both: one for both, one in tests.items() if len(set(both)) > 1}
+        sure = {both for both, one in statistics.corrected(tests).items() if one.p < SURE}
+        for name, against in pairs:
+            if one := differ.get(name):
+                sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+                told[name][metric] = f"**{sign}**" if (work[name], work[against]) in sure else sign
+        if all(len(tests) * statistics.least_chance(one.pictures) >= SURE for one in tests.values()):
+            hopeless.add(metric)
     lines = [["cell", "minus", *(_said(metric) for metric in found)]]
     lines.append(["---", "---", *["---:"] * len(found)])
     lines += [
         [name, against, *(told[name].get(metric, "-") for metric in found)] for name, against in pairs if told[name]
     ]
-    return "## Against the reference\n\n" + _markdown(lines)
+    few = "So few pictures cannot carry a test of so many differences: nothing here can be bold.\n"
+    return "## Against the reference\n\n" + _markdown(lines) + (f"\n{few}" if hopeless == set(found) else "")
 
 
 def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where "
         "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of "
-        f"one as large by luck, corrected for all cells of the metric (Holm), is under {SURE:g}. Passes: U-Net sample "
-        "passes a picture."
+        f"one as large by luck, corrected for all differences of the metric (Holm), is under {SURE:g}. Passes: U-Net "
+        "sample passes a picture."
     )
     if any(map(diverged, rows)):
         yield "A picture whose words diverged counts 0 in what is hit, and has no loss."

@@ -15,6 +15,7 @@ from mcpl.evaluation.statistics import (
     exchange_test,
     holm,
     interval,
+    least_chance,
     rank_correlation,
 )
 
@@ -74,6 +75,13 @@ def test_the_exchange_test_is_scipys(rng):
         theirs = stats.permutation_test((gains,), np.mean, vectorized=True, **drawn)
         assert exchange_test(gains) == pytest.approx(theirs.pvalue, abs=0.012)
     assert exchange_test([0.0] * 5) == exchange_test([0.0] * 20) == 1.0
+
+
+def test_no_chance_is_below_the_least():
+    for count in (1, 4, 12, 40):
+        assert exchange_test([1.0] * count) == least_chance(count)
+    assert exchange_test([1.0] * 13) >= least_chance(13)
+    assert least_chance(0) == 1.0
 
 
 def test_holm_by_hand():

@@ -145,6 +145,21 @@ def test_effects_by_hand():
     assert "| mask + CL + bind at 0.001 | nothing at 0.001 | +0.550 [" in text
 
 
+@pytest.mark.parametrize("pictures", [8, 9])
+def test_cells_that_are_one_recipe_are_one_test(pictures):
+    """Ten of the ablation's fourteen differences are tests of their own. Nine signs that agree have a chance of 2/2^9,
+    times ten under .05; times fourteen, or with eight signs, not."""
+    study = build("ablation", Size(seeds=1))
+    rows = rows_of(study, lambda cell: [[{"assignment": 0.5 + 0.1 * cell.levels["mask"]}] * pictures])
+    text = report.markdown(study, rows)
+    found = {line.split(" | ")[0].strip("| "): line for line in text.split("## Against")[1].splitlines()}
+    sign = "+0.100 [+0.100, +0.100]"
+    for cell in ("mask at 0.01", "mask + bind at 0.01", "mask + CL at 0.001"):
+        assert f"| **{sign}** |" in found[cell] if pictures == 9 else f"| {sign} |" in found[cell]
+    assert "+0.000" in found["bind at 0.01"]
+    assert ("nothing here can be bold" in text) == (pictures == 8)
+
+
 @pytest.mark.parametrize("finished", ["the cell of weight 0", "no cell of the curves"])
 def test_a_report_of_the_first_cells_that_finished(finished):
     """A logarithmic axis has no place for 0 alone, and a figure without a cell is left out."""
