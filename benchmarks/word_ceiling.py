@@ -1,35 +1,37 @@
 """How often can a word draw its shape at all? One word for each shape, learned from many pictures together.
 
-    python -m benchmarks.word_ceiling [--sets unnamed-2,named-2] [--vectors 1,4] [--seeds 1] [--write FILE.json]
+    python -m benchmarks.word_ceiling [--sets unnamed-2,named-2] [--vectors 1,4] [--pictures N] [--write FILE.json]
 
-A shape that has a name is bounded by that name (`alone` of `benchmarks.ceilings`); one that was drawn but never named
-is bounded by nothing that is known before learning. So its word is learned here from every development picture that
-shows it, by the denoising loss alone, with more rows than a recipe has: from one picture no word can be expected to
-learn more. The named shapes, learned in the same way, tell whether it is the way of learning that falls short, or the
-base.
-What is found is what this learning reaches: nearly a ceiling, and not a proof of one.
+Shapes that were drawn but never named have no name that would bound their words. So a word for each is learned here
+from all development pictures of a set, by the denoising loss alone, with twelve times the rows of a recipe: what it
+draws is a lower bound of what a word can. The named shapes, learned in the same way and drawn by their names on the
+same noise, tell how far this learning comes where the base has a word. `--initializer neutral` starts all words from
+the base's own neutral one: the mean of the named shapes' words, where benchmarks start, holds a share of each name.
 
 Of each set, number of vectors and seed of learning:
 
-    pictures, steps, loss_before, loss   the loss on fixed noise, mean over the pictures
-    before, learned                      what "a WORD" draws where all words start, and as they are learned: `judge` and
-                                         `second`, the share of the drawings that show one object of the shape and
-                                         nothing else, over all words, and `shapes`, the same by the judge for each
+    pictures              shape -> pictures that show it
+    steps, loss_before, loss   of the loss on fixed noise the mean over the pictures
+    before, learned, names     what "a WORD" draws: where all words start, as they are learned, and by true names (null
+                               for shapes without one). Of each, `judge` and `second`, by both judges: the share of the
+                               drawings that show one object of the asked shape and nothing else (before: of any of the
+                               shapes), and `drawn`: shape -> the shape that the judge sees alone -> drawings
 
-Intervals are Wilson's over drawings: of these words, not of words that others would learn. `--write` also draws a sheet
-beside the file: a row for each learned word, the same noise below each other.
+All words draw from the same noise; intervals are bootstrapped over it: of these words, not of words that others would
+learn. `--write` also draws a sheet beside the file: a row for each learned word.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from itertools import chain
+from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.drawing import interval
 from benchmarks.jobs import BASE, JUDGE
@@ -42,12 +44,16 @@ from mcpl.learning.learner import Learner
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
 from mcpl.orchestration.job import Runner, beginnings
+from mcpl.prompts import said
 from mcpl.recipes import adjust, load
+from mcpl.scenes.benchmark import find
+from mcpl.scenes.judge import Reading
 from mcpl.seeds import derive_seed
 from mcpl.studies import START
-from mcpl.types import Group, Pack
+from mcpl.types import Group, Pack, Sentence
 
 SHOWN, ZOOM = 16, 2
+NOTHING = "none or several"
 Pictures = Mapping[str, np.ndarray]
 """shape -> its drawings, uint8 [N, H, W, 3]"""
 
@@ -60,34 +66,42 @@ def measure(
     job = Runner(recipe, Placement(threads=1), model).prepare(Group(name, seen))
     learned = Learner(model, Pack((job,)), recipe).run()[0]
     seed = derive_seed(recipe.seed, name, "samples")
+
+    def draw(sentence: Sentence, vectors: Mapping[str, Tensor]) -> np.ndarray:
+        return generate(model, sentence, vectors, drawings, seed).numpy()
+
+    concepts = {concept.slug: concept for concept in job.concepts}
     first, *_ = job.concepts
-    start = generate(model, alone(first), beginnings(job), drawings, seed).numpy()  # one start for all words
-    after = {
-        word.concept.slug: generate(
-            model, alone(word.concept), {word.concept.slug: word.vectors}, drawings, seed
-        ).numpy()
-        for word in learned.concepts
-    }
+    start = draw(alone(first), beginnings(job))  # one start for all words
+    vectors = {word.concept.slug: word.vectors for word in learned.concepts}
+    after = {slug: draw(alone(concept), vectors) for slug, concept in concepts.items()}
+    named = find(name).pool == "named"
     found = {
-        "pictures": len(seen),
+        "pictures": {slug: sum(slug in example.masks for example in seen) for slug in concepts},
         "steps": learned.steps,
         "loss_before": learned.curve[0].fixed_noise_loss,
         "loss": learned.curve[-1].fixed_noise_loss,
-        "before": verdicts(dict.fromkeys(after, start)),
+        "before": verdicts({"a word before learning": start}, asked={"a word before learning": set(concepts)}),
         "learned": verdicts(after),
+        "names": verdicts({slug: draw(said(f"a {slug}"), {}) for slug in concepts}) if named else None,
     }
     return found, after
 
 
-def verdicts(drawn: Pictures) -> dict[str, Any]:
-    """Shares of drawings that show one object of the asked shape and nothing else."""
-    first, second = (
-        {shape: [judging.shows(seen, shape, None) for seen in read(pictures)] for shape, pictures in drawn.items()}
-        for read in (judging.judge().read, judging.second_readings)
-    )
-    shapes = {shape: interval(values) for shape, values in first.items()}
-    return {"judge": interval([*chain(*first.values())]), "second": interval([*chain(*second.values())]),
-            "shapes": shapes}  # fmt: skip
+def verdicts(drawn: Pictures, asked: Mapping[str, Collection[str]] | None = None) -> dict[str, Any]:
+    """Shares of drawings that show one object of an asked shape (its own) and nothing else, and what they show."""
+    told: dict[str, Any] = {}
+    for judge, read in (("second", judging.second_readings), ("judge", judging.judge().read)):
+        seen = {name: [_alone(reading) for reading in read(pictures)] for name, pictures in drawn.items()}
+        hits = [shape in (asked[name] if asked else {name}) for name, shapes in seen.items() for shape in shapes]
+        noise = [number for shapes in seen.values() for number in range(len(shapes))]
+        told[judge] = interval(hits, clusters=noise)
+    return told | {"drawn": {name: dict(Counter(shapes).most_common()) for name, shapes in seen.items()}}
+
+
+def _alone(reading: Reading) -> str:
+    """The shape of the only object that a judge sees."""
+    return reading.objects[0].shape if len(reading.objects) == 1 else NOTHING
 
 
 def sheet(drawn: Pictures, file: Path) -> None:
@@ -104,6 +118,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=300)
     options.add_argument("--batch", type=int, default=16, help="rows of a step")
     options.add_argument("--lr", type=float, default=1e-2, help="falling over the second half")
+    options.add_argument("--initializer", default=START["initializer"], help="words whose mean all start from")
     options.add_argument("--seeds", type=int, default=1)
     options.add_argument("--drawings", type=int, default=48, help="of each word")
     options.add_argument("--write", type=Path, help="keep the figures here (JSON), and sheets of drawings beside them")
@@ -113,8 +128,8 @@ def main() -> None:
         for vectors in map(int, given.vectors.split(",")):
             for seed in range(given.seeds):
                 recipe = adjust(
-                    load("plain"), **START, vectors_per_word=vectors, seed=seed, steps=given.steps, batch=given.batch,
-                    lr=given.lr, lr_decay=0.5, probe_every=max(1, given.steps),
+                    load("plain"), **{**START, "initializer": given.initializer}, vectors_per_word=vectors, seed=seed,
+                    steps=given.steps, batch=given.batch, lr=given.lr, lr_decay=0.5, probe_every=max(1, given.steps),
                 )  # fmt: skip
                 key = f"{name}, {vectors} vectors, seed {seed}"
                 found[key], drawn = measure(model, name, given.pictures, recipe, given.drawings)

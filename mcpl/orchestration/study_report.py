@@ -245,13 +245,13 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
             if name in by_cell and against in by_cell
         }
         tests = {(work[name], work[against]): differ[name] for name, against in pairs if name in differ}
-        tests = {both: one for both, one in tests.items() if len(set(both)) > 1}
+        tests = {both: one for both, one in tests.items() if len(set(both)) > 1 and one.pictures}
         sure = {both for both, one in statistics.corrected(tests).items() if one.p < SURE}
         for name, against in pairs:
             if one := differ.get(name):
                 sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
                 told[name][metric] = f"**{sign}**" if (work[name], work[against]) in sure else sign
-        if all(len(tests) * statistics.least_chance(one.pictures) >= SURE for one in tests.values()):
+        if tests and all(len(tests) * statistics.least_chance(one.pictures) >= SURE for one in tests.values()):
             hopeless.add(metric)
     lines = [["cell", "minus", *(_said(metric) for metric in found)]]
     lines.append(["---", "---", *["---:"] * len(found)])
