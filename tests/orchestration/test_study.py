@@ -160,6 +160,25 @@ def test_cells_that_are_one_recipe_are_one_test(pictures):
     assert ("nothing here can be bold" in text) == (pictures == 8)
 
 
+def test_cells_that_share_no_picture_are_no_test():
+    """Eight signs carry the five differences of one rate, not ten; nor is anything said where nothing is compared."""
+    study = build("ablation", Size(seeds=1))
+
+    def value(cell, count):
+        good = [{"assignment": 0.5 + 0.1 * cell.levels["mask"]}] * count
+        away = cell.levels["rate"] == 0.01 and (cell.levels["mask"] or cell.levels["CL"])
+        return [[{"status": "skipped"}] * count + good if away else good]
+
+    text = report.markdown(study, rows_of(study, lambda cell: value(cell, 8)))
+    assert "| **+0.100 [+0.100, +0.100]** |" in text and "can be bold" not in text
+    alike = [
+        row
+        for row in rows_of(study, lambda cell: value(cell, 4))
+        if row["cell"] in ("nothing at 0.001", "bind at 0.001")
+    ]
+    assert "can be bold" not in report.markdown(study, alike)
+
+
 @pytest.mark.parametrize("finished", ["the cell of weight 0", "no cell of the curves"])
 def test_a_report_of_the_first_cells_that_finished(finished):
     """A logarithmic axis has no place for 0 alone, and a figure without a cell is left out."""
