@@ -53,7 +53,7 @@ from mcpl.studies import START
 from mcpl.types import Group, Pack, Sentence
 
 SHOWN, ZOOM = 16, 2
-NOTHING = "none or several"
+NOTHING, BEFORE = "none or several", "a word before learning"
 Pictures = Mapping[str, np.ndarray]
 """shape -> its drawings, uint8 [N, H, W, 3]"""
 
@@ -81,7 +81,7 @@ def measure(
         "steps": learned.steps,
         "loss_before": learned.curve[0].fixed_noise_loss,
         "loss": learned.curve[-1].fixed_noise_loss,
-        "before": verdicts({"a word before learning": start}, asked={"a word before learning": set(concepts)}),
+        "before": verdicts({BEFORE: start}, {BEFORE: set(concepts)}),
         "learned": verdicts(after),
         "names": verdicts({slug: draw(said(f"a {slug}"), {}) for slug in concepts}) if named else None,
     }
@@ -90,10 +90,10 @@ def measure(
 
 def verdicts(drawn: Pictures, asked: Mapping[str, Collection[str]] | None = None) -> dict[str, Any]:
     """Shares of drawings that show one object of an asked shape (its own) and nothing else, and what they show."""
-    told: dict[str, Any] = {}
+    told, asked = {}, asked or {name: {name} for name in drawn}
     for judge, read in (("second", judging.second_readings), ("judge", judging.judge().read)):
         seen = {name: [_alone(reading) for reading in read(pictures)] for name, pictures in drawn.items()}
-        hits = [shape in (asked[name] if asked else {name}) for name, shapes in seen.items() for shape in shapes]
+        hits = [shape in asked[name] for name, shapes in seen.items() for shape in shapes]
         noise = [number for shapes in seen.values() for number in range(len(shapes))]
         told[judge] = interval(hits, clusters=noise)
     return told | {"drawn": {name: dict(Counter(shapes).most_common()) for name, shapes in seen.items()}}

@@ -237,7 +237,7 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
         return ""
     work = {cell.name: number for number, cells in enumerate(study.works) for cell in cells}
     told: dict[str, dict[str, str]] = {name: {} for name, _ in pairs}
-    hopeless = set()
+    few = bool(found)
     for metric, by_cell in found.items():
         differ = {
             name: statistics.difference(by_cell[name], by_cell[against])
@@ -251,15 +251,15 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
             if one := differ.get(name):
                 sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
                 told[name][metric] = f"**{sign}**" if (work[name], work[against]) in sure else sign
-        if tests and all(len(tests) * statistics.least_chance(one.pictures) >= SURE for one in tests.values()):
-            hopeless.add(metric)
+        least = [len(tests) * statistics.least_chance(one.pictures) for one in tests.values()]
+        few = few and min(least, default=0.0) >= SURE
     lines = [["cell", "minus", *(_said(metric) for metric in found)]]
     lines.append(["---", "---", *["---:"] * len(found)])
     lines += [
         [name, against, *(told[name].get(metric, "-") for metric in found)] for name, against in pairs if told[name]
     ]
-    few = "So few pictures cannot carry a test of so many differences: nothing here can be bold.\n"
-    return "## Against the reference\n\n" + _markdown(lines) + (f"\n{few}" if hopeless == set(found) else "")
+    note = "\nSo few pictures cannot carry a test of so many differences: nothing here can be bold.\n"
+    return "## Against the reference\n\n" + _markdown(lines) + (note if few else "")
 
 
 def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:

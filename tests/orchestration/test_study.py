@@ -177,6 +177,8 @@ def test_cells_that_share_no_picture_are_no_test():
         if row["cell"] in ("nothing at 0.001", "bind at 0.001")
     ]
     assert "can be bold" not in report.markdown(study, alike)
+    nothing = rows_of(study, lambda cell: [[{"status": "skipped"}]])
+    assert "can be bold" not in report.markdown(study, nothing)
 
 
 @pytest.mark.parametrize("finished", ["the cell of weight 0", "no cell of the curves"])
