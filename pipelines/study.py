@@ -47,6 +47,10 @@ def main(
     dataset: Annotated[
         str | None, typer.Option(help="learned instead of Scenes-MC, where the study compares recipes alone")
     ] = None,
+    known: Annotated[
+        list[str] | None,
+        typer.Option(help="folder of another study: what it learned as this one would is taken; may be given again"),
+    ] = None,
     cpus_per_cell: Annotated[float, typer.Option(help="what Ray sets aside for a cell")] = 1,
     gpus_per_cell: Annotated[float, typer.Option(help="may be a fraction; 0 learns on the CPU")] = 0,
     concurrent: Annotated[
@@ -81,7 +85,7 @@ def main(
         summary = study.run(
             chosen, out or default,
             placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
-            verbose=verbose, **({"runner": runner} if runner else {}),
+            known=known or (), verbose=verbose, **({"runner": runner} if runner else {}),
         )  # fmt: skip
     print(Path(summary["report"]).read_text() if "://" not in summary["report"] else summary["report"])
     print(json.dumps(summary))

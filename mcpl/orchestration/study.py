@@ -5,8 +5,9 @@
     OUT/trials/00007/{asked,result}.json     as in a sweep (`trials`)
     OUT/test-split.md                        a line for each command that learned from the test split
 
-A pack that is kept is never learned again, so a kill loses the packs at work and nothing else. One MLflow run speaks
-for the study, and one below it for each cell.
+A pack that is kept is never learned again, so a kill loses the packs at work and nothing else. Nor is a picture that a
+known study, or its committed results, holds (`Known`). One MLflow run speaks for the study, and one below it for each
+cell.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from mcpl.orchestration.job import Outcome, commit, processor
 from mcpl.orchestration.measures import MEASURES
 from mcpl.orchestration.record import tracker_for
 from mcpl.orchestration.space import examples, pictures_digest
-from mcpl.orchestration.study_report import write_report
+from mcpl.orchestration.study_report import RAW, diverged, read_raw, study_of, write_report
 from mcpl.orchestration.trials import Asked, Result, Trials, told
 from mcpl.orchestration.tuning import RUNNER, Board, Record, placed, tune_trials
 from mcpl.packing import chunks
@@ -86,6 +87,7 @@ def run(
     tracker: str = "mlflow",
     tracking_uri: str | None = None,
     experiment: str = "mcpl",
+    known: Sequence[str] = (),
     runner: str = RUNNER,
     console: Console | None = None,
     verbose: bool = False,
@@ -93,7 +95,8 @@ def run(
     """Learn what `output` does not hold yet of a study and write its report; returns the report's summary.
 
     Cells that fail are told with their reasons and tried again by the next same command. KeyboardInterrupt where
-    SIGTERM or Ctrl-C stopped it. placement, concurrent: as in a sweep, of a cell.
+    SIGTERM or Ctrl-C stopped it. placement, concurrent: as in a sweep, of a cell. known: folders of other studies,
+    reachable from every machine, whose pictures are taken where they were learned as this study would.
     """
     store = open_store(output)
     if study.dataset:
@@ -103,6 +106,7 @@ def run(
     for works in study.works:
         if not pictures_of(study, works[0]):
             raise ConfigError(f"cell {works[0].name} has no pictures")
+    Known(study, known)
     kept = Trials(store, StudyPlan(study))
     grid = Grid(kept, study)
     telling = tracker_for(store, tracker, tracking_uri, experiment)
@@ -119,6 +123,7 @@ def run(
                 "placement": placed(placement, study.pack, study.samples),
                 "runner": runner,
                 "output": store.uri,
+                "known": [open_store(folder).uri for folder in known],
             }
 
             def packs(number: int) -> int:
@@ -208,18 +213,58 @@ def learn_cell(config: dict[str, Any]) -> None:
     study, placement = Study(**config["study"]), Placement(**config["placement"])
     try:
         store = open_store(config["output"])
-        for said in cell_reports(study, config["number"], store, placement, config["runner"]):
+        known = Known(study, config["known"])
+        for said in cell_reports(study, config["number"], store, placement, config["runner"], known):
             tune.report(said)
     except MCPLError as error:  # tried again it would fail again
         tune.report({"packs": 0, "failed": one_line(error)})
 
 
+class Known:
+    """What other studies learned of the same pictures, for this one to take.
+
+    A recipe and a picture have one result, whichever study asks and however they were packed. Raises ConfigError where
+    a folder holds no study, or one that measured something else.
+    """
+
+    def __init__(self, study: Study, folders: Sequence[str]) -> None:
+        self._others = [self._opened(study, open_store(folder)) for folder in folders]
+
+    @staticmethod
+    def _opened(study: Study, store: Store) -> tuple[Study, Store]:
+        try:
+            identity = store.get(f"{Study.kind}.json")
+        except FileNotFoundError:
+            raise ConfigError(f"--known {store.uri} holds no {Study.kind}.json: give the folder of a study") from None
+        other = study_of(identity)
+        differ = [name for name in ("split", "samples") if getattr(other, name) != getattr(study, name)]
+        differ += [f"measure {name}" for name in study.measures if name not in other.measures]
+        digest = pictures_digest(other.sets, other.split, study.dataset)
+        if bool(other.dataset) != bool(study.dataset) or json.loads(identity)["pictures"] != digest:
+            differ.append("pictures")
+        if differ:
+            raise ConfigError(f"--known {store.uri} is of other {', '.join(differ)}: nothing of it can be taken")
+        return other, store
+
+    def lines(self, cell: Cell) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """(recipe's fingerprint, base's digest, picture) -> its line, of words learned from sentences told as here."""
+        found = {}
+        for other, store in self._others:
+            alike = {one.name for one in other.cells if (one.set, one.told) == (cell.set, cell.told)}
+            for row in read_raw(store.get(RAW)) if alike else ():
+                if row["cell"] in alike and (row["status"] == "learned" or diverged(row)):
+                    key = row["recipe_fingerprint"], row["base_digest"], row["id"]
+                    found[key] = {name: value for name, value in row.items() if name not in ("cell", "picture")}
+        return found
+
+
 def cell_reports(
-    study: Study, number: int, store: Store, placement: Placement, runner: str
+    study: Study, number: int, store: Store, placement: Placement, runner: str, known: Known | None = None
 ) -> Iterator[dict[str, Any]]:
     """A cell's means after each pack, over all that is learned or was kept before, with the rows' plain numbers."""
     cell = study.works[number][0]
     pictures, rows, packs = pictures_of(study, cell), [], 0
+    lines = known.lines(cell) if known else {}
     present = {entry.name for entry in store.list(f"trials/{number:05d}/rows/")}
     for seed in range(cell.recipe.seed, cell.recipe.seed + study.seeds):
         learn = None
@@ -227,9 +272,12 @@ def cell_reports(
             name = f"trials/{number:05d}/rows/{seed:03d}-{place:04d}.json"
             if name not in present:
                 learn = learn or fanout.import_runner(runner)(adjust(cell.recipe, seed=seed), placement)
-                outcomes = _outcomes(study, learn, pack)
-                fresh = [line(study, cell, *own, learn) for own in zip(pack, outcomes, strict=True)]
-                store.put_if_absent(name, json.dumps(fresh).encode())
+                there = {p.id: lines.get((learn.recipe.fingerprint, learn.base_digest, p.id)) for p in pack}
+                left = [example for example in pack if not there[example.id]]
+                outcomes = _outcomes(study, learn, left) if left else []
+                for example, outcome in zip(left, outcomes, strict=True):
+                    there[example.id] = line(study, cell, example, outcome, learn)
+                store.put_if_absent(name, json.dumps([there[example.id] for example in pack]).encode())
             rows += json.loads(store.get(name))  # who came first counts, where two were at it
             packs += 1
             yield {"packs": packs, **_means(study, rows), "rows": plain(rows)}

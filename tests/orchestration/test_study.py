@@ -48,6 +48,68 @@ def test_packs_that_are_kept_are_never_learned_again(asked, tmp_path):
     assert set(scenario.times_learned().values()) == {2}
 
 
+def test_what_another_study_learned_is_taken(asked, tmp_path):
+    """A study grows by two pictures and a seed; only these are learned, and the lines are those of a study that learned
+    all of it."""
+    small, scenario = asked
+    small = small.model_copy(update={"cells": small.cells[2:]})
+    scenario.pictures(2, start=4)
+    first, second = (open_store(str(tmp_path / name)) for name in ("first", "second"))
+    Trials(first, module.StudyPlan(small))
+    for number in range(len(small.works)):
+        learn(small, number, first)
+    report.write_report(first, small, {n: module.kept_rows(first, n) for n in range(len(small.works))})
+    before = scenario.times_learned()
+    assert set(before.values()) == {2 * len(small.works)}
+
+    large = small.model_copy(update={"pictures": 6, "seeds": 3, "pack": 4})
+    known = module.Known(large, [str(tmp_path / "first")])
+    list(module.cell_reports(large, 0, second, Placement(pack=4), sweep_stub.NAME, known))
+    assert scenario.times_learned() - before == {**dict.fromkeys(small_ids(4), 1), "p0004": 3, "p0005": 3}
+    rows = module.kept_rows(second, 0)
+    assert [(row["seed"], row["id"]) for row in rows] == [(seed, id) for seed in range(3) for id in small_ids(6)]
+    list(module.cell_reports(large, 0, open_store(str(tmp_path / "alone")), Placement(pack=4), sweep_stub.NAME))
+    alone = module.kept_rows(open_store(str(tmp_path / "alone")), 0)
+    assert [untimed(row) for row in rows] == [untimed(row) for row in alone]
+
+
+def small_ids(count):
+    return [f"p{number:04d}" for number in range(count)]
+
+
+def untimed(row):
+    """A line without how long it took, and without what it does not have."""
+    return {name: value for name, value in row.items() if name != "seconds" and value is not None}
+
+
+def test_words_of_another_base_or_recipe_are_not_taken(asked, tmp_path):
+    small, scenario = asked
+    store = open_store(str(tmp_path / "first"))
+    Trials(store, module.StudyPlan(small))
+    learn(small, 0, store)
+    report.write_report(store, small, {0: module.kept_rows(store, 0)})
+    known = module.Known(small, [store.uri])
+    before = scenario.times_learned()
+    list(module.cell_reports(small, 1, open_store(str(tmp_path / "b")), Placement(pack=6), sweep_stub.NAME, known))
+    assert sum((scenario.times_learned() - before).values()) == 8, "cell 1 is another recipe than cell 0"
+    scenario.tell(digest="another")
+    list(module.cell_reports(small, 0, open_store(str(tmp_path / "c")), Placement(pack=6), sweep_stub.NAME, known))
+    assert sum((scenario.times_learned() - before).values()) == 16
+
+
+def test_a_study_that_measured_something_else_is_refused(asked, tmp_path):
+    small, _ = asked
+    store = open_store(str(tmp_path / "first"))
+    with pytest.raises(ConfigError, match=r"first holds no study.json: give the folder of a study"):
+        module.Known(small, [str(tmp_path / "first")])
+    Trials(store, module.StudyPlan(small))
+    other = small.model_copy(update={"samples": 2, "measures": ("maps",)})
+    with pytest.raises(ConfigError, match=r"first is of other samples, measure maps: nothing of it can be taken"):
+        module.Known(other, [str(tmp_path / "first")])
+    with pytest.raises(ConfigError, match=r"of other pictures"):
+        module.Known(build("temperature", Size(samples=0)), [str(tmp_path / "first")])
+
+
 def test_a_folder_holds_one_study(asked, tmp_path):
     study, _ = asked
     store = open_store(str(tmp_path / "out"))
