@@ -159,8 +159,15 @@ def _from(recipe: Recipe, **changes: object) -> Recipe:
     return adjust(recipe, **{**START, **changes})
 
 
+def _without(recipe: Recipe, name: str) -> Recipe:
+    """The recipe without a term of its objective."""
+    return adjust(recipe, terms={term: kept for term, kept in recipe.terms.items() if term != name})
+
+
 def _term(recipe: Recipe, name: str, **changes: object) -> Recipe:
-    """The recipe with other settings of a term of its objective."""
+    """The recipe with other settings of a term of its objective; a weight of 0 leaves it out."""
+    if changes.get("weight") == 0:
+        return _without(recipe, name)
     return adjust(recipe, terms={**recipe.terms, name: recipe.terms[name].model_copy(update=changes)})
 
 
@@ -248,15 +255,12 @@ def parts() -> Study:
     whole = best()
     mask = whole.attention_mask
 
-    def without(term: str) -> Recipe:
-        return adjust(whole, terms={name: kept for name, kept in whole.terms.items() if name != term})
-
     left_out = {
         "one vector": adjust(whole, vectors_per_word=1),
         "free norm": adjust(whole, fixed_norm=False),
         "constant rate": adjust(whole, lr_decay=0.0),
-        "no attention loss": without("attention"),
-        "no PromptCL": without("contrastive"),
+        "no attention loss": _without(whole, "attention"),
+        "no PromptCL": _without(whole, "contrastive"),
         "raw maps": adjust(whole, attention_mask=AttentionMask(on_loss=mask.on_loss, threshold=mask.threshold)),
         "masked loss": adjust(whole, attention_mask=mask.model_copy(update={"on_loss": True})),
     }

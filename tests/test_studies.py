@@ -60,9 +60,17 @@ def test_a_curve_changes_its_setting_alone(name, x, where):
 
 
 def test_weights_are_those_of_their_terms():
+    """A weight of 0 leaves the term out, which makes the cell one that other studies have too."""
     for cell in build("weights").cells:
         term = "attention" if cell.levels["recipe"].startswith("attention") else "contrastive"
-        assert cell.recipe.terms[term].weight == cell.levels["weight"]
+        weights = {name: kept.weight for name, kept in cell.recipe.terms.items()}
+        assert weights.get(term, 0) == cell.levels["weight"] and 0 not in weights.values()
+    off = {cell.name: cell.recipe.fingerprint for cell in build("weights").cells if cell.levels["weight"] == 0}
+    parts = {cell.name: cell.recipe.fingerprint for cell in build("parts").cells}
+    ablation = {cell.name: cell.recipe.fingerprint for cell in build("ablation").cells}
+    assert off["attention loss in best, weight 0"] == parts["no attention loss"]
+    assert off["PromptCL in best, weight 0"] == parts["no PromptCL"]
+    assert off["PromptCL in paper, weight 0"] == ablation["mask at 0.001"]
 
 
 def test_on_another_base_words_start_from_its_own_neutral_words():
