@@ -61,6 +61,7 @@ def main(
     tracker: Tracker = "mlflow",
     tracking_uri: TrackingUri = None,
     experiment: Experiment = "mcpl",
+    wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="the cluster adds nodes on demand")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the cells' logs")] = False,
     runner: Annotated[str, typer.Option(hidden=True, help="what learns, as module:class")] = "",
 ) -> None:
@@ -85,7 +86,7 @@ def main(
         summary = study.run(
             chosen, out or default,
             placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
-            known=known or (), verbose=verbose, **({"runner": runner} if runner else {}),
+            known=known or (), wait_for_nodes=wait_for_nodes, verbose=verbose, **({"runner": runner} if runner else {}),
         )  # fmt: skip
     print(Path(summary["report"]).read_text() if "://" not in summary["report"] else summary["report"])
     print(json.dumps(summary))

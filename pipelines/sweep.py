@@ -44,6 +44,7 @@ def main(
     tracker: Tracker = "mlflow",
     tracking_uri: TrackingUri = None,
     experiment: Experiment = "mcpl",
+    wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="the cluster adds nodes on demand")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="show the trials' logs")] = False,
     runner: Annotated[str, typer.Option(hidden=True, help="what learns, as module:class")] = "",
 ) -> None:
@@ -58,7 +59,7 @@ def main(
         summary = sweep.run(
             searched, out or f"runs/sweeps/{space.stem}", trials,
             placement=placed, concurrent=concurrent, tracker=tracker, tracking_uri=tracking_uri, experiment=experiment,
-            verbose=verbose, **({"runner": runner} if runner else {}),
+            wait_for_nodes=wait_for_nodes, verbose=verbose, **({"runner": runner} if runner else {}),
         )  # fmt: skip
     print(Path(summary["report"]).read_text() if "://" not in summary["report"] else summary["report"])
     print(json.dumps(summary))

@@ -39,6 +39,8 @@ UNFINISHED = "_unfinished"
 TEXT_COLUMNS = ("text", "caption")
 """What a Parquet file may call its sentences, the preferred name first"""
 
+FILES_AT_ONCE = 8
+"""Parquet files whose footers or small columns are read at one time"""
 ROW_GROUP_BYTES = 2 << 30
 """A row group is read as one; a larger one is refused before it fills the memory"""
 
@@ -237,7 +239,7 @@ class ParquetDataset(Dataset):
         files = [entry for entry in entries if entry.name == name] if name else parquet_files(entries)
         if not files:
             raise ConfigError(f"{self.uri} holds no Parquet file")
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
             self._files = {file.name: file for file in pool.map(self._footer, files)}
         self.count = sum(sum(file.groups) for file in self._files.values())
         self.bytes = sum(file.size for file in self._files.values())
@@ -248,6 +250,7 @@ class ParquetDataset(Dataset):
         content = "\n".join(f"{file.name}\t{file.size}\t{file.digest}" for file in self._files.values())
         self.digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._last: tuple[tuple[str, int], pa.Table] | None = None
+        self._words: dict[str, pa.ChunkedArray] = {}
         if not self.count:
             raise ConfigError(f"{self.uri}: the dataset has no rows")
 
@@ -259,28 +262,35 @@ class ParquetDataset(Dataset):
         return ((_example(record), []) for record in rows)
 
     def ids(self) -> list[str]:
+        def of(file: _File) -> list[str]:
+            if "image_id" not in file.columns:
+                return [_place(file.name, row) for row in range(sum(file.groups))]
+            return ["" if id is None else str(id) for id in self._opened(file.name, read)]
+
         def read(parquet: pq.ParquetFile, _) -> list:
             return parquet.read(["image_id"], use_threads=False)["image_id"].to_pylist()
 
-        ids: list[str] = []
-        for file in self._files.values():
-            if "image_id" in file.columns:
-                ids += ("" if id is None else str(id) for id in self._opened(file.name, read))
-            else:
-                ids += (_place(file.name, row) for row in range(sum(file.groups)))
-        return ids
+        return self._of_all("image_id", of)
 
     def groups(self) -> list[str | None]:
+        def of(file: _File) -> list[str | None]:
+            found = self._opened(file.name, read) if "group" in file.columns else None
+            return [group or None for group in found or [None] * sum(file.groups)]
+
         def read(parquet: pq.ParquetFile, _) -> list | None:
             if not _is_ours(parquet.schema_arrow, "group"):
                 return None
             return parquet.read(["group"], use_threads=False)["group"].to_pylist()
 
-        groups: list[str | None] = []
-        for file in self._files.values():
-            found = self._opened(file.name, read) if "group" in file.columns else None
-            groups += [None] * sum(file.groups) if found is None else (group or None for group in found)
-        return groups
+        return self._of_all("group", of)
+
+    def _of_all(self, column: str, of: Callable[[_File], list[str | None]]) -> list[str | None]:
+        """A column of words of every row: read once, some files at a time, for each row group of each is a request."""
+        if column not in self._words:
+            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+                chunks = [pa.array(words, pa.large_string()) for words in pool.map(of, self._files.values())]
+            self._words[column] = pa.chunked_array(chunks, pa.large_string())
+        return self._words[column].to_pylist()
 
     def weigh(self, ref: ShardRef) -> int:
         file = self._files[ref.file]
@@ -289,6 +299,7 @@ class ParquetDataset(Dataset):
     def only(self, refs: Sequence[ShardRef]) -> Dataset:
         small = copy.copy(self)
         small._files, small._last = {ref.file: self._files[ref.file] for ref in refs}, None
+        small._words = {}
         return small
 
     def _groups(self) -> Iterator[tuple[str, int, int]]:

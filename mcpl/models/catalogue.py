@@ -32,14 +32,12 @@ class Entry:
     source: str
     """directory, or hub id"""
     revision: str | None = None
-    neutral_words: tuple[str, ...] = ("object",)
-    closed_vocabulary: bool = False
     width: int | None = None
     """of a learned row, for those that are not at hand"""
 
 
 CATALOGUE: dict[str, Entry] = {
-    "scenes-v1": Entry(str(ASSETS / "scenes-v1"), neutral_words=("thing",), closed_vocabulary=True),
+    "scenes-v1": Entry(str(ASSETS / "scenes-v1")),
     "sd15": Entry("stable-diffusion-v1-5/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", width=768),
     "sdxl": Entry("stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b", width=2048),
 }
@@ -53,7 +51,7 @@ ARCHITECTURES: dict[str, str] = {
 """Pipeline class that model_index.json names -> module:class of its adapter, imported when it is needed."""
 
 
-def _adapted(kind: str, directory: Path, entry: Entry, name: str, dtype: torch.dtype) -> BaseModel:
+def _adapted(kind: str, directory: Path, name: str, dtype: torch.dtype) -> BaseModel:
     from mcpl.models.stable_diffusion import files_digest
 
     module, _, adapter_name = ARCHITECTURES[kind].partition(":")
@@ -66,8 +64,6 @@ def _adapted(kind: str, directory: Path, entry: Entry, name: str, dtype: torch.d
         pipeline,
         name,
         files_digest(directory),
-        entry.neutral_words,
-        entry.closed_vocabulary,
         json.loads(familiar.read_text()) if familiar.is_file() else None,
     )
 
@@ -105,7 +101,7 @@ def load(
             directory = Path(entry.source) if Path(entry.source).is_dir() else _downloaded(entry)
             check_files(directory)
             kind = _check_kind(_kind(directory), entry.source)
-            model = _adapted(kind, directory, entry, name, DTYPES[precision])
+            model = _adapted(kind, directory, name, DTYPES[precision])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -27,6 +27,12 @@ _PARTS = (
 """folders of a model directory that its digest covers, where they are"""
 
 
+NEUTRAL = ("object", "thing")
+"""words that say of anything no more than that it is one; a base's neutral word is the first that it knows"""
+FEW_PIECES = 10_000
+"""a smaller vocabulary is the words of one small world, where CLIP has 49,408 and BERT 30,522 pieces"""
+
+
 class ClipVocabulary:
     """How a CLIP tokenizer spells words."""
 
@@ -36,6 +42,7 @@ class ClipVocabulary:
         self.end = tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id
         self.length = tokenizer.model_max_length
+        self.size = len(tokenizer)
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def pieces(self, word: str) -> tuple[int, ...]:
@@ -66,8 +73,6 @@ class StableDiffusion:
         pipeline: DiffusionPipeline,
         name: str,
         digest: str,
-        neutral_words: tuple[str, ...],
-        closed_vocabulary: bool = False,
         familiar: Mapping[str, float] | None = None,
     ) -> None:
         self._unet, self._vae = pipeline.unet, getattr(pipeline, self.VAE)
@@ -93,8 +98,8 @@ class StableDiffusion:
             resolution=side * factor,
             attention_size=min(_attended_sides(self._unet.config), key=lambda size: abs(size - 16)),
             prediction_type=self._scheduler.config.prediction_type,
-            neutral_words=neutral_words,
-            closed_vocabulary=closed_vocabulary,
+            neutral_words=next(((word,) for word in NEUTRAL if self.knows(word)), NEUTRAL[:1]),
+            closed_vocabulary=self.vocabulary.size < FEW_PIECES,
             familiar=familiar,
         )
 

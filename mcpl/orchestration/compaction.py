@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mcpl.data.bank import compact_name, decode_ids, joined, part_name, shards_of
+from mcpl.data.bank import AHEAD, ahead, compact_name, decode_ids, joined, part_name, shards_of
 from mcpl.data.storage import Store, open_store
 from mcpl.errors import ConfigError
 from mcpl.orchestration.plan import COMPACT, Plan, read_plan
@@ -51,10 +51,10 @@ def compact(output: str, target_bytes: int = TARGET_BYTES) -> Compacted:
             if not parts.keys() >= set(shards) or not _join(store, plan, shards, name):
                 continue
             new.append(shards)
-        for shard in parts.keys() & set(shards):
-            store.delete(part_name(shard))
+        gone = sorted(parts.keys() & set(shards))
+        deleted += sum(1 for _ in ahead(lambda shard: store.delete(part_name(shard)), gone, AHEAD))
+        for shard in gone:
             del parts[shard]
-            deleted += 1
     return Compacted(len(new), sum(map(len, new)), deleted, len(parts), size)
 
 
@@ -75,8 +75,8 @@ def _join(store: Store, plan: Plan, shards: range, name: str) -> bool:
 
 
 def _checked(store: Store, plan: Plan, shards: range) -> Iterator[tuple[int, bytes]]:
-    for shard in shards:
-        data = store.get(part_name(shard))
+    contents = ahead(lambda shard: store.get(part_name(shard)), shards, AHEAD)
+    for shard, data in zip(shards, contents, strict=True):
         if decode_ids(data, part_name(shard)) != list(plan.shard(shard).ids):
             raise ConfigError(
                 f"{store.join(part_name(shard))} holds other rows than were planned; delete it and run train_all again"

@@ -66,11 +66,17 @@ FINISH_SECONDS = 10.0
 """What Ray Train gets to end by itself once everything is learned; it may still wait for a lost node's replacement."""
 RESIZE_SECONDS = 300.0
 """Between two looks at whether more workers fit. Every change starts the whole group again: what is in hand is lost."""
+PATIENCE_SECONDS = 300.0
+"""After so long without any worker it is said what a group of a fixed size waits for"""
 DRAIN_SECONDS = 5.0
 """A node that is taken away sooner than this has no time to finish a shard: it is dropped, and others begin it anew."""
 COMMIT_SECONDS = 900.0
 """How long a finished shard waits in memory for a store that is away"""
 
+WAITING = (
+    "note: no worker has begun yet. --workers 8 waits until the cluster has room for all eight, --workers 1:8 begins"
+    " with what there is"
+)
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -270,7 +276,7 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
     """A worker's whole life: lease, learn, commit, acknowledge, until nothing is left.
 
     `notice` tells in how many seconds its machine is taken away, or None; told so, it finishes its shard and leaves.
-    MCPL errors stop the run for everybody, since no other worker would do better; anything else propagates.
+    MCPL errors stop the run for everybody, unless others do better (`Board.fail`); anything else propagates.
     """
     me = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     if not board.hello(me, rank):
@@ -281,7 +287,9 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
     except _Dropped:
         board.worker_died(me)
     except MCPLError as error:
-        board.fail(type(error).__name__, str(error))
+        if not board.fail(type(error).__name__, str(error), me):
+            board.worker_died(me)
+            raise
     except BaseException:
         board.worker_died(me)
         raise
@@ -290,6 +298,7 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
 def _work(board: Board, me: str, orders: Orders, pulse: _Pulse) -> None:
     data = _Jobs(orders.kind.opened(orders.dataset))
     store = open_store(orders.output, retry_seconds=COMMIT_SECONDS)
+    check_shared(store, plans.RUN)
     threads = {"threads": orders.placement.worker_threads}
     runner = import_runner(orders.runner)(orders.recipe, orders.placement.model_copy(update=threads))
     plans.claim_base(store, orders.recipe.base, runner.base_digest)
@@ -518,7 +527,7 @@ class _Task(threading.Thread):
 def _drive(board: Board, task: _Task, meter: Meter) -> bool:
     """Watch the work until it ends or a signal stops it; True if it was stopped."""
     with _signals() as signals:
-        told, deadline = None, float("inf")
+        told, deadline, patience = None, float("inf"), time.monotonic() + PATIENCE_SECONDS
         task.start()
         while task.is_alive() and time.monotonic() < deadline:
             task.join(POLL_SECONDS)
@@ -528,6 +537,9 @@ def _drive(board: Board, task: _Task, meter: Meter) -> bool:
                 if told == "drop":
                     deadline = time.monotonic() + STOP_SECONDS
             snapshot = board.snapshot()
+            if not snapshot.begun and time.monotonic() > patience:
+                print(WAITING, file=sys.stderr, flush=True)
+                patience = float("inf")
             meter.look(snapshot.counts, snapshot.lost_workers, time.monotonic())
             if told == "drop" and snapshot.idle:
                 break
@@ -644,10 +656,27 @@ def _train_loop(handle, orders: Orders) -> None:
     os.environ.update(QUIET | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads})
     if "torch" in sys.modules:  # too late for the variables
         sys.modules["torch"].set_num_threads(int(threads))
-    if orders.placement.device == "auto" and not orders.placement.gpus_per_worker:
-        # without a share of a GPU a worker must not take the first one that it sees
-        orders = replace(orders, placement=orders.placement.model_copy(update={"device": "cpu"}))
+    orders = replace(orders, placement=decided(orders.placement))
     work(RemoteBoard(handle), ray.train.get_context().get_world_rank(), orders, drain_notice)
+
+
+def decided(placement: Placement) -> Placement:
+    """The placement with `auto` settled: without a share of a GPU a worker must not take the first one that it sees,
+    and with one it must not learn on the CPU where torch or the driver cannot use it."""
+    if placement.device != "auto":
+        return placement
+    return placement.model_copy(update={"device": "cuda" if placement.gpus_per_worker else "cpu"})
+
+
+def check_shared(store: Store, file: str) -> None:
+    """Raise ConfigError where a worker does not see what the driver wrote: it would learn for nobody."""
+    try:
+        store.get(file)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{store.uri} holds no {file} as {socket.gethostname()} sees it: an output must be a folder that all"
+            " machines share, or s3://bucket/prefix"
+        ) from None
 
 
 def _resources(placement: Placement) -> dict[str, float]:
@@ -728,8 +757,7 @@ def check_room(workers: int, placement: Placement, word: str = "worker") -> None
     who, ways = f"{workers} {word}s at {asked} each do", ["use fewer", "give each less"]
     if workers == 1:
         who, ways = f"1 {word} at {asked} does", ["give it less"]
-    if word == "worker":
-        ways.append("--wait-for-nodes where the cluster grows")
+    ways.append("--wait-for-nodes where the cluster grows")
     told = ", or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
     raise ConfigError(f"{who} not fit this cluster ({have or 'no CPU'}; room for {room}): {told}")
 

@@ -188,6 +188,8 @@ class Snapshot:
     lost_workers: int
     """attempts that ended without finishing: killed, or ended by an unexpected error"""
     stopping: bool
+    begun: bool
+    """some worker has started"""
 
     @property
     def idle(self) -> bool:
@@ -221,18 +223,21 @@ class Board:
         self._limits = {"error": error_limit, "death": death_limit}
         self._strikes = {"error": 0, "death": 0}
         self._done_at_strike = len(self._queue.done)
+        self._able: set[str] = set()  # workers that finished a shard
         self._lost_workers = 0
+        self._begun = False
         self._tally_due = clock() + self.TALLY_SECONDS
 
     def hello(self, worker: str, rank: int) -> bool:
         """A worker starts; False: there is nothing for it to do."""
         self._queue.hello(worker, rank)
+        self._begun = True
         return not (self._stopping or self._queue.counts().finished)
 
     def next(self, worker: str, finished: int | None = None, tally: Tally | None = None) -> Shard | Verdict:
         """Acknowledge the shard in storage, if there is one, and lease the next. Safe to repeat."""
         if finished is not None:
-            self._queue.acknowledge(worker, finished, tally)
+            self._acknowledge(worker, finished, tally)
             if self._clock() >= self._tally_due:
                 self.save()
         if self._stopping:
@@ -249,8 +254,12 @@ class Board:
     def leave(self, worker: str, finished: int | None = None, tally: Tally | None = None) -> None:
         """The worker goes for good: acknowledge what it finished and lease it nothing more."""
         if finished is not None:
-            self._queue.acknowledge(worker, finished, tally)
+            self._acknowledge(worker, finished, tally)
         self._queue.worker_died(worker)
+
+    def _acknowledge(self, worker: str, finished: int, tally: Tally) -> None:
+        self._queue.acknowledge(worker, finished, tally)
+        self._able.add(worker)
 
     def worker_died(self, worker: str) -> None:
         self._queue.worker_died(worker)
@@ -259,10 +268,16 @@ class Board:
         """Lease nothing more; with `drop`, let go of what is in hand too."""
         self._stopping, self._dropping = True, self._dropping or drop
 
-    def fail(self, kind: str, message: str) -> None:
-        """Stop the run because no other worker can do better. The first reason stays."""
+    def fail(self, kind: str, message: str, worker: str | None = None) -> bool:
+        """Stop the run because no other worker can do better. The first reason stays.
+
+        False, and the run goes on, where others have finished shards and `worker` none yet: then its machine is at
+        fault (a hiccup of the credentials' or the model's server, a full disk, a dead GPU)."""
+        if worker and self._able and worker not in self._able:
+            return False
         self._failure = self._failure or Failure(kind, message)
         self.stop(drop=True)
+        return True
 
     def strike(self, kind: str, message: str, ranks: Collection[int] = ()) -> bool:
         """Workers ended early at one time, by "error" or "death". True: give up, it happened too often without a new
@@ -292,7 +307,7 @@ class Board:
 
     def snapshot(self) -> Snapshot:
         self._queue.expire(self._clock())
-        return Snapshot(self._queue.counts(), self._failure, self._lost_workers, self._stopping)
+        return Snapshot(self._queue.counts(), self._failure, self._lost_workers, self._stopping, self._begun)
 
     def tallies(self) -> dict[int, Tally]:
         """Outcome of every shard that is in storage."""

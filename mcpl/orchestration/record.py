@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from mcpl.config import RunConfig
-from mcpl.data.bank import Bank, PartGone, members
+from mcpl.data.bank import Bank, PartGone, contents, members
 from mcpl.data.scores import ScoredBank
 from mcpl.data.sources import Dataset
 from mcpl.data.storage import Store, open_store, safe_name
@@ -303,4 +303,4 @@ def _note(learned_with: Provenance, dataset: Dataset, summary: Summary, drawn: b
 
 def _keep_bank(run: Run, store: Store) -> None:
     parts = members(store)
-    log_bank(run, store.uri, ((e.name, store.get(e.name)) for e in parts), sum(e.size for e in parts))
+    log_bank(run, store.uri, contents(store, parts), sum(e.size for e in parts))

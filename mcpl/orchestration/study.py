@@ -90,6 +90,7 @@ def run(
     known: Sequence[str] = (),
     runner: str = RUNNER,
     console: Console | None = None,
+    wait_for_nodes: bool = False,
     verbose: bool = False,
 ) -> dict[str, Any]:
     """Learn what `output` does not hold yet of a study and write its report; returns the report's summary.
@@ -136,6 +137,7 @@ def run(
                 grid.left,
                 placement=placement,
                 concurrent=concurrent,
+                wait_for_nodes=wait_for_nodes,
                 verbose=verbose,
             )
         for number in set(record.settle()) & kept.results().keys():  # of a cell that failed nothing is kept
@@ -213,6 +215,7 @@ def learn_cell(config: dict[str, Any]) -> None:
     study, placement = Study(**config["study"]), Placement(**config["placement"])
     try:
         store = open_store(config["output"])
+        fanout.check_shared(store, f"{Study.kind}.json")
         known = Known(study, config["known"])
         for said in cell_reports(study, config["number"], store, placement, config["runner"], known):
             tune.report(said)

@@ -45,6 +45,7 @@ def run(
     experiment: str = "mcpl",
     runner: str = RUNNER,
     console: Console | None = None,
+    wait_for_nodes: bool = False,
     verbose: bool = False,
 ) -> dict[str, Any]:
     """Bring the sweep at `output` to so many trials and write its report; returns the report's summary.
@@ -78,6 +79,7 @@ def run(
             placement=placement,
             concurrent=concurrent,
             scheduler=lambda: _scheduler(space, packs, kept),
+            wait_for_nodes=wait_for_nodes,
             verbose=verbose,
         )
     for number in record.settle():

@@ -67,9 +67,8 @@ class Asks(Protocol):
 
 
 def placed(placement: Placement, pack: int, samples: int) -> dict[str, Any]:
-    """A trial's placement as values: no worker looks for a GPU that it was not given."""
-    if placement.device == "auto" and not placement.gpus_per_worker:
-        placement = placement.model_copy(update={"device": "cpu"})
+    """A trial's placement as values."""
+    placement = fanout.decided(placement)
     return placement.model_dump(mode="json") | {"pack": pack, "samples": samples, "threads": placement.worker_threads}
 
 
@@ -86,6 +85,7 @@ def tune_trials(
     placement: Placement,
     concurrent: int | None = None,
     scheduler: Callable[[], tune.schedulers.TrialScheduler] = tune.schedulers.FIFOScheduler,
+    wait_for_nodes: bool = False,
     verbose: bool = False,
 ) -> None:
     """Run `count` trials. KeyboardInterrupt where SIGTERM or Ctrl-C stopped them.
@@ -101,7 +101,8 @@ def tune_trials(
         tempfile.TemporaryDirectory(prefix="mcpl-tune-", ignore_cleanup_errors=True) as scratch,
         board,
     ):
-        fanout.check_room(1, placement, board.word)
+        if not wait_for_nodes:
+            fanout.check_room(1, placement, board.word)
         resources = {"cpu": placement.cpus_per_worker, "gpu": placement.gpus_per_worker}
         tuner = tune.Tuner(
             tune.with_resources(learn, resources),

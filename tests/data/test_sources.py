@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mcpl.data import sources
-from mcpl.data.dataset import UNFINISHED
+from mcpl.data.dataset import UNFINISHED, ParquetDataset
 from mcpl.data.sources import SOURCES, Dataset, Rejected, ShardRef, checked, detect, write_dataset
 from mcpl.data.storage import open_store
 from mcpl.errors import ConfigError, ExampleError
@@ -246,6 +246,25 @@ def test_hugging_faces_parquet_gets_ids_and_sentences(root):
     built = Dataset.open(report.uri)
     assert built.kind == "parquet" and list(built.examples()) == list(dataset.examples())
     assert [shard.rows for shard in built.shards(64)] == [3, 3, 1]
+
+
+def test_ids_of_many_files_are_read_once_and_in_order(tmp_path, monkeypatch):
+    write_dataset(examples(40), tmp_path, row_group=1, rows_per_file=3)
+    dataset, opened = Dataset.open(tmp_path), []
+    assert len(list(tmp_path.glob("*.parquet"))) > 10
+    monkeypatch.setattr(ParquetDataset, "_opened", spying(ParquetDataset._opened, opened))
+    assert dataset.ids() == dataset.ids() == [f"p{n}" for n in range(40)]
+    assert len(opened) == len(set(opened)) == len(list(tmp_path.glob("*.parquet")))
+    few = dataset.only(dataset.shards(1)[3:4])
+    assert few.ids() == [example.id for example in few.examples()] and len(few.ids()) < 40
+
+
+def spying(method, seen):
+    def spied(self, name, use):
+        seen.append(name)
+        return method(self, name, use)
+
+    return spied
 
 
 def test_other_peoples_columns_of_our_names_are_not_read_as_ours(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mcpl.learning.familiarity import looks_strange, strangeness, unknown_words
-from mcpl.models.catalogue import load
+from mcpl.models.catalogue import ASSETS, load
 from mcpl.orchestration.job import to_pixels
 from mcpl.prompts import parse
 from mcpl.scenes.render import render
@@ -28,8 +30,16 @@ def test_an_initialiser_that_the_base_does_not_know_is_named_too(base):
     assert unknown_words(parse("a red <heart:thing> beside a <moon:crescent>"), base) == ("beside", "crescent")
 
 
-def test_an_open_vocabulary_names_none(tiny):
-    assert unknown_words(parse("a zxqv <bear>"), tiny) == ()
+def test_an_open_vocabulary_names_none(base, monkeypatch):
+    monkeypatch.setattr(base, "facts", replace(base.facts, closed_vocabulary=False))
+    assert unknown_words(parse("a zxqv <bear>"), base) == ()
+
+
+def test_a_base_knows_as_much_by_its_folder_as_by_its_name(base):
+    """Whoever trained it anew starts words from `thing` and is told of words that it does not know."""
+    again = load(str(ASSETS / "scenes-v1"), device="cpu")
+    assert again.facts == replace(base.facts, name=again.facts.name)
+    assert (again.facts.neutral_words, again.facts.closed_vocabulary) == (("thing",), True)
 
 
 def test_its_own_pictures_are_familiar_and_photographs_are_not(base):

@@ -10,7 +10,7 @@ from mcpl.learning.batch import make_job
 from mcpl.learning.learner import Learner
 from mcpl.learning.settings import AttentionMask, LearningSettings
 from mcpl.models import catalogue
-from mcpl.models.catalogue import Entry, _adapted, _kind, load, word_width
+from mcpl.models.catalogue import _adapted, _kind, load, word_width
 from mcpl.objectives.objective import Contrastive, Denoising
 from mcpl.prompts import parse, tokenize
 from mcpl.types import Pack
@@ -216,8 +216,7 @@ def test_bfloat16_learns_and_draws_without_nan(kind, base_dir):
 def test_half_precision_keeps_gradients_that_it_cannot_hold(kind, base_dir):
     """As on an accelerator, with a loss that is a mean over as many values as at full size."""
     half, full = (
-        _adapted(_kind(base_dir(kind)), base_dir(kind), Entry("x"), "x", dtype)
-        for dtype in (torch.float16, torch.float32)
+        _adapted(_kind(base_dir(kind)), base_dir(kind), "x", dtype) for dtype in (torch.float16, torch.float32)
     )
     gradients = []
     for base in (half, full):

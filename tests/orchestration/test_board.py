@@ -103,6 +103,19 @@ def test_the_first_failure_stays(output):
     assert board.snapshot().failure == Failure("ConfigError", "no base")
 
 
+def test_a_worker_that_cannot_begin_where_others_can_ends_nothing(output):
+    """Its machine is at fault. Where nobody has finished a shard, and where it has itself, the run is."""
+    board = Board(output)
+    shard = board.next("a")
+    board.next("a", shard.number, Tally(learned=4))
+    assert board.fail("ConfigError", "no credentials", "b") is False
+    assert board.snapshot().failure is None and not board.snapshot().stopping
+    assert board.fail("ConfigError", "lost a row", "a")
+    assert board.snapshot().failure == Failure("ConfigError", "lost a row")
+    nobody = Board(output)
+    assert nobody.fail("ConfigError", "no base", "b") and nobody.snapshot().stopping
+
+
 def test_stopping_lets_shards_finish_unless_told_to_drop(output):
     board = Board(output)
     shard = board.next("a")

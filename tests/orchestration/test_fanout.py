@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from mcpl.config import Placement, RunConfig
-from mcpl.data.storage import LocalStore
+from mcpl.data.storage import LocalStore, open_store
 from mcpl.errors import BankMismatch, ConfigError
 from mcpl.orchestration import fanout
 from mcpl.orchestration.fanout import Meter, NoProgress, Orders, work
-from mcpl.orchestration.plan import Plan, Tally
+from mcpl.orchestration.plan import RUN, Plan, Tally
 from mcpl.orchestration.queue import Board, Counts, LockedBoard
 from pipelines import train_all
 from tests.orchestration import stub
@@ -321,6 +322,46 @@ def test_the_run_ends_though_ray_still_waits_for_a_worker(scenario, monkeypatch)
     assert time.monotonic() - started < 20
 
 
+def test_a_worker_that_cannot_begin_is_replaced_where_others_work(scenario):
+    """One machine without the base: its worker fails as one that is to be replaced, and the run goes on."""
+    scenario.pictures(8)
+    board, orders = begun(scenario)
+    assert board.hello("other", 1)
+    shard = board.next("other")
+    board.next("other", shard.number, Tally(learned=4))
+    lost = replace(orders, recipe=orders.recipe.model_copy(update={"base": "elsewhere"}), runner="no.such:Runner")
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        work(board, 0, lost)
+    assert board.snapshot().failure is None and not board.snapshot().stopping
+    board.worker_died("other")
+    work(board, 0, orders)
+    assert board.snapshot().counts.finished
+
+
+def test_a_worker_that_does_not_see_the_output_says_so(scenario, tmp_path):
+    """On several machines an output that is each one's own folder would lose all that is learned."""
+    with pytest.raises(
+        ConfigError, match=r"holds no _mcpl/run\.json as .* sees it: an output must be a folder that all"
+    ):
+        fanout.check_shared(open_store(str(tmp_path / "own")), RUN)
+    scenario.pictures(4)
+    begun(scenario)
+    fanout.check_shared(open_store(scenario.uri("bank")), RUN)
+
+
+@pytest.mark.parametrize(("gpus", "device", "found"), [(0, "auto", "cpu"), (0.25, "auto", "cuda"), (1, "cpu", "cpu")])
+def test_who_is_given_a_gpu_never_learns_on_the_cpu_unasked(gpus, device, found):
+    assert fanout.decided(Placement(gpus_per_worker=gpus, device=device)).device == found
+
+
+def test_a_group_that_cannot_begin_says_what_it_waits_for(scenario, monkeypatch, capsys):
+    monkeypatch.setattr(fanout, "PATIENCE_SECONDS", 0)
+    scenario.pictures(4)
+    board, _ = begun(scenario)
+    fanout._drive(board, fanout._Task(lambda: time.sleep(1)), Meter(time.monotonic(), 4, None))
+    assert capsys.readouterr().err.count("no worker has begun yet") == 1
+
+
 @pytest.mark.parametrize(
     ("placed", "shards", "expected"),
     [
@@ -336,9 +377,8 @@ def test_nobody_is_started_without_a_shard(placed, shards, expected):
 @pytest.mark.parametrize(
     ("workers", "word", "asked", "ways"),
     [
-        (1, "trial", "1 trial at 4 CPU does", "give it less"),
+        (1, "trial", "1 trial at 4 CPU does", "give it less, or --wait-for-nodes where the cluster grows"),
         (1, "worker", "1 worker at 4 CPU does", "give it less, or --wait-for-nodes where the cluster grows"),
-        (3, "trial", "3 trials at 4 CPU each do", "use fewer, or give each less"),
         (3, "worker", "3 workers at 4 CPU each do",
          "use fewer, give each less, or --wait-for-nodes where the cluster grows"),
     ],

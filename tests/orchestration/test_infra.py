@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.scripts.scripts import drain_node
 
 ROOT = Path(__file__).resolve().parents[2]
-KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("*.yaml"))
+KUBERAY = sorted((ROOT / "infra" / "kuberay").glob("ray*.yaml"))
 
 
 RIGHTS = {
@@ -167,6 +167,8 @@ def test_the_cluster_file_keeps_its_promises():
     head = types.pop(config["head_node_type"])
     assert head["resources"] == {"CPU": 0, "GPU": 0}
     assert "InstanceMarketOptions" not in head["node_config"]  # on demand: the queue lives there
+    for node in (head, *types.values()):
+        assert node["node_config"]["IamInstanceProfile"]["Name"], "else Ray gives the head all rights, workers none"
     for worker in types.values():
         assert worker["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
         assert worker["resources"]["GPU"] > 0
@@ -188,7 +190,7 @@ def test_kubernetes_files_hold_known_fields(path):
     cluster = parsed.spec.rayClusterSpec if job else parsed.spec
     assert cluster.rayVersion == version("ray")
     assert cluster.headGroupSpec.rayStartParams["num-cpus"] == "0"
-    assert cluster.headGroupSpec.template.spec.nodeSelector["node.kubernetes.io/lifecycle"] == "on-demand"
+    assert cluster.headGroupSpec.template.spec.nodeSelector["karpenter.sh/capacity-type"] == "on-demand"
     for group in cluster.workerGroupSpecs:
         assert 0 == group.minReplicas <= group.replicas <= group.maxReplicas
         (container,) = group.template.spec.containers
@@ -205,11 +207,28 @@ def test_kubernetes_files_hold_known_fields(path):
 
 
 def test_the_network_policy_lets_only_the_cluster_and_the_operator_in():
-    policy = documents(ROOT / "infra" / "kuberay" / "raycluster.yaml")[1]
+    (policy,) = documents(ROOT / "infra" / "kuberay" / "networkpolicy.yaml")
     assert policy["kind"] == "NetworkPolicy"
-    assert policy["spec"]["podSelector"]["matchLabels"] == {"ray.io/cluster": "mcpl"}
+    assert policy["spec"]["podSelector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}, (
+        "also those of a job's cluster"
+    )
+    assert {policy["metadata"]["namespace"]} == {documents(path)[0]["metadata"]["namespace"] for path in KUBERAY}
     (rule,) = policy["spec"]["ingress"]
     assert all("ipBlock" not in source for source in rule["from"])
+
+
+def test_workers_on_gpus_get_the_image_with_torch_for_them():
+    (built,) = re.findall(
+        r"^#   docker build .* -t (mcpl:\S+-cu\d+) ", (ROOT / "infra" / "Dockerfile").read_text(), re.M
+    )
+    for path in (*KUBERAY, ROOT / "ray_cluster.yaml"):
+        images = re.findall(r"REPLACE_WITH_YOUR_REGISTRY/([^\s\"]+)", path.read_text())
+        assert images and set(images) == {built}, path
+
+
+def test_secrets_do_not_travel_with_the_sources():
+    """`ray job submit --working-dir .` packs whatever git does not ignore."""
+    assert "infra/compose.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_the_compose_file_publishes_on_loopback_only_and_holds_no_secret():
@@ -241,6 +260,7 @@ def test_the_image_runs_unprivileged_with_token_authentication():
     last_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM")) :]
     assert "USER ray" in last_stage
     assert any("RAY_AUTH_MODE=token" in line for line in last_stage)
+    assert any("PATH=/opt/mcpl/bin" in line and "/etc/profile.d/" in line for line in last_stage), "for login shells"
     for line in lines:
         if line.startswith("COPY") and "--from" not in line:
             sources = [word for word in line.split()[1:-1] if not word.startswith("--")]
