@@ -17,8 +17,9 @@ learned perfectly says no more than that.
 
 Borrowed: the -bare sets are the same pictures, whose words have to hold the colour too, so their ceiling is
 told with them; overlap cannot be asked for, so the occluded sets have one ceiling, that of the first. Unnamed shapes
-have no name, so their own ceiling is unmeasured: told as "thing" they show what chance does, and a set of them is
-usable if its named twin is. No judge reads tissue, so its ceiling is unmeasured, too. Sets of
+have no name, so their own ceiling is unmeasured: told as "thing" they show what chance does, and a set of them
+may stand beside its named twin only: words of unnamed shapes were never brought near the twin's ceiling
+(benchmarks.word_ceiling). No judge reads tissue, so its ceiling is unmeasured, too. Sets of
 groups are averaged over each group before the interval. Intervals are 95 %: Wilson's, or the bootstrap's where values
 lie between 0 and 1.
 """
@@ -119,6 +120,8 @@ def table(found: Mapping[str, dict[str, Any]]) -> str:
         told = {"thing": "no name: thing", None: "no name, no judge"}.get(entry["told"], entry["told"])
         usable = {True: "yes", False: "**no**", None: "ceiling unmeasured"}[entry["usable"]]
         usable += " (the second judge: under 0.5)" if entry["doubted"] else ""
+        if entry["told"] == "thing" and entry["usable"]:
+            usable = "beside its named twin only"
         first = [name, str(entry["pictures"]), told, _origin(entry)]
         last = [f"{entry['vae_psnr']['mean']:.1f}", usable]
         if entry["right"] is None:

@@ -50,6 +50,7 @@ from mcpl.types import BankRow, Example, LearnedConcepts
 
 SETS = ("unnamed-2", "unnamed-2-bare", "unnamed-3", "unnamed-3-bare")
 RECIPES = ("plain", "paper", "best")
+NAMED = ",".join(shapes("named"))
 REPORTED = {
     "right_object": "right_object",
     "right_object_step0": "right_object_step0",
@@ -298,7 +299,7 @@ def main() -> None:
     options.add_argument("--skip", type=int, default=0, help="the first pictures of each set")
     options.add_argument("--recipes", default=",".join(RECIPES), help="names, or YAML files such as best.yaml")
     options.add_argument("--lr", default="", help="comma-separated learning rates to try on the dev split")
-    options.add_argument("--initializer", default=",".join(shapes("named")), help="words whose mean all start from")
+    options.add_argument("--initializer", default=NAMED, help="words whose mean all start from, or as in a recipe")
     options.add_argument("--steps", type=int, help="instead of each recipe's own")
     options.add_argument("--samples", type=int, default=4, help="pictures drawn of each word")
     options.add_argument("--base", default="scenes-v1")
@@ -324,7 +325,8 @@ def main() -> None:
     write_parquet(rows, given.out / "raw.parquet")
     skipped = f", the first {given.skip} pictures left out" if given.skip else ""
     seeds = "1 seed" if given.seeds == 1 else f"{given.seeds} seeds"
-    title = f"Recipes on Scenes-MC, {given.split} split{skipped}, {seeds}, base {given.base}, all from the same words"
+    start = "the mean of the named shapes' words" if given.initializer == NAMED else given.initializer
+    title = f"Recipes on Scenes-MC, {given.split} split{skipped}, {seeds}, base {given.base}, all from {start}"
     text = table(rows, list(recipes), title)
     (given.out / "table.md").write_text(text)
     print(text)

@@ -1,12 +1,13 @@
 """Do the committed results still follow from their raw rows, and are they of the shipped base?
 
-    python -m benchmarks.results_follow [--results docs/results]
+    python -m benchmarks.results_follow [--results docs/results] [--write]
 
     follow    each table is made again from the raw file beside it and compared byte by byte: a study's report.md
               from study.json and raw.parquet, a recipe benchmark's table.md from raw.parquet, ceilings.md from
               ceilings.json. A test-split.md above it tells of a study of the test split. Anything else fails (exit 1)
     stale     results whose base digest is not the shipped base's: named, no failure, to be measured again
 
+--write makes reports, figures and tables again from their rows first, where the way in which they are told has changed.
 A new kind of result is a function and one line of `KINDS`. The last line is JSON.
 """
 
@@ -25,7 +26,7 @@ from benchmarks import ceilings, recipes
 from mcpl.config import Recipe
 from mcpl.models.catalogue import CATALOGUE
 from mcpl.models.stable_diffusion import files_digest
-from mcpl.orchestration.study_report import RAW, REPORT, markdown, read_raw, study_of
+from mcpl.orchestration.study_report import RAW, REPORT, markdown, pictures, png, read_raw, study_of
 
 BASE = Path(CATALOGUE[Recipe().base].source)
 USES = "test-split.md"
@@ -49,11 +50,15 @@ def _noted(folder: Path, name: str) -> bool:
 
 def recipe_table(file: Path) -> Iterator[str]:
     """raw.parquet and table.md in one folder."""
+    if file.read_text() != _recipe_table(file):
+        yield f"{file} does not follow from {RAW}"
+
+
+def _recipe_table(file: Path) -> str:
     title, _, _ = file.read_text().partition("\n")
     rows = pq.read_table(file.parent / RAW).to_pylist()
     labels = list(dict.fromkeys(row["recipe"] for row in rows))
-    if file.read_text() != recipes.table(rows, labels, title.removeprefix("# ")):
-        yield f"{file} does not follow from {RAW}"
+    return recipes.table(rows, labels, title.removeprefix("# "))
 
 
 def ceiling_table(file: Path) -> Iterator[str]:
@@ -82,6 +87,26 @@ def faults(results: Path) -> tuple[list[str], int]:
     return found, len(files)
 
 
+def make_again(results: Path) -> Iterator[Path]:
+    """Write reports, figures and tables anew from their raw rows, after a change to how they are told; what is new."""
+    for file in sorted(results.glob("**/study.json")):
+        folder = file.parent
+        plan, rows = study_of(file.read_bytes()), read_raw((folder / RAW).read_bytes())
+        made = {REPORT: markdown(plan, rows).encode()} | {name: png(image) for name, image in pictures(plan, rows)}
+        yield from (folder / name for name, content in made.items() if _put(folder / name, content))
+    for file in sorted(results.glob("**/table.md")):
+        if _put(file, _recipe_table(file).encode()):
+            yield file
+
+
+def _put(file: Path, content: bytes) -> bool:
+    """Write a file; whether that changed it."""
+    if file.is_file() and file.read_bytes() == content:
+        return False
+    file.write_bytes(content)
+    return True
+
+
 def stale(results: Path, digest: str) -> list[str]:
     """Results that tell of a base, and not of this one."""
     told = {file: set(_digests(json.loads(file.read_text()))) for file in sorted(results.glob("**/*.json"))}
@@ -103,7 +128,10 @@ def _digests(value: Any) -> Iterator[str]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--results", type=Path, default=Path("docs/results"))
+    options.add_argument("--write", action="store_true", help="make reports, figures and tables again from their rows")
     given = options.parse_args()
+    for file in make_again(given.results) if given.write else ():
+        print(f"written: {file}")
     digest = files_digest(BASE)
     found, checked = faults(given.results)
     old = stale(given.results, digest)

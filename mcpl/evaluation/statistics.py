@@ -14,8 +14,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 RESAMPLES = 4000
-COVERED = (2.5, 97.5)
-"""percentiles between which 95 % of the resampled means lie"""
+SIDE = 0.025
+"""chance that an interval leaves to either side"""
 CHUNK = 1 << 22
 """values drawn at once: bounds the memory"""
 MANY = 10_000
@@ -39,7 +39,20 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        return "-" if np.isnan(self.mean) else f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self.told("")
+
+    @property
+    def signed(self) -> str:
+        """As a difference is told: with its sign."""
+        return self.told("+")
+
+    def told(self, sign: str) -> str:
+        """Values that are all the same say nothing of how they vary."""
+        if np.isnan(self.mean):
+            return "-"
+        if self.high - self.low < 1e-12:
+            return f"{self.mean:{sign}.3f} [all alike]"
+        return f"{self.mean:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
 
 class Difference(NamedTuple):
@@ -78,7 +91,11 @@ def by_picture(values: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean of one value a picture, and its interval by bootstrap over pictures (percentiles of 4,000 means)."""
+    """Mean of one value a picture, and its interval by bootstrap over pictures (percentiles of 4,000 means).
+
+    The percentiles lie as far out as Student's distribution does beyond a normal one for so many pictures: plain ones
+    hold the truth 90 and not 95 times of 100 for ten (Hesterberg, The American Statistician 69, 2015, section 5.3).
+    """
     array = np.asarray(values, float)
     if not len(array):
         return Interval(*(float("nan"),) * 3)
@@ -90,7 +107,7 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
         array[generator.integers(len(array), size=(rows, len(array)))].mean(axis=1)
         for rows in _portions(RESAMPLES, len(array))
     ]
-    return Interval(float(array.mean()), *_percentiles(np.concatenate(means)))
+    return Interval(float(array.mean()), *_between(np.concatenate(means), len(array)))
 
 
 def difference(first: Mapping[str, float], second: Mapping[str, float], seed: int = 0) -> Difference:
@@ -162,8 +179,14 @@ def rank_correlation(first: Mapping[str, float], second: Mapping[str, float], se
     return Correlation(rho, float(((np.abs(others) >= abs(rho) - 1e-12).sum() + 1) / (EXCHANGES + 1)), len(names))
 
 
-def _percentiles(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(means, COVERED)
+def _between(means: np.ndarray, pictures: int) -> tuple[float, float]:
+    """Where 95 % of means of so many pictures lie."""
+    from scipy.special import ndtr, stdtrit
+
+    side = 0.0
+    if pictures > 1:
+        side = float(ndtr(stdtrit(pictures - 1, SIDE) * (pictures / (pictures - 1)) ** 0.5))
+    low, high = np.quantile(means, (side, 1 - side))
     return float(low), float(high)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
@@ -34,6 +35,9 @@ MISSED = (
     "right_object_second_judge",
 )  # fmt: skip
 """What words that diverged have scored 0 in"""
+OTHER = "_other"
+FEW = 15
+"""pictures below which a report says how little they carry"""
 LOOKED_AT = 4
 """pictures of a sheet of masks"""
 
@@ -109,8 +113,13 @@ def png(image: Image.Image) -> bytes:
 
 
 def scores(study: Study, rows: Sequence[Row], metric: str) -> Scores:
-    """Each cell's value of every picture, for cells where it was measured."""
-    values = _similarity(study, rows, metric) if metric in SIMILARITIES else _plain(rows, metric)
+    """Each cell's value of every picture, for cells where it was measured. A similarity with OTHER behind its name is
+    that to the ground truth of the picture's other words."""
+    similar = metric.removesuffix(OTHER)
+    if similar in SIMILARITIES:
+        values = _similarity(study, rows, similar, fidelity.to_another if metric != similar else fidelity.fidelity)
+    else:
+        values = _plain(rows, metric)
     found: dict[str, list[tuple[str, float]]] = {}
     for cell, picture, value in values:
         found.setdefault(cell, []).append((picture, value))
@@ -131,7 +140,9 @@ def diverged(row: Row) -> bool:
     return row["status"] == "failed" and row.get("reason", "").startswith("learning diverged")
 
 
-def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tuple[str, str, float]]:
+def _similarity(
+    study: Study, rows: Sequence[Row], metric: str, measured: Callable[..., fidelity.Pairs | None]
+) -> Iterator[tuple[str, str, float]]:
     """Mean cosine to the ground truth over words and pairs of unequal seeds: pictures of one seed share their noise."""
     which, meet = {
         "prompt_fidelity": ("states", fidelity.of_outputs),
@@ -151,7 +162,7 @@ def _similarity(study: Study, rows: Sequence[Row], metric: str) -> Iterator[tupl
             others = [other for at, other in theirs if at != seed]
             if not others and cell != truth:  # one seed only
                 others = [other for _, other in theirs]
-            if pairs := fidelity.fidelity([words], others, meet):
+            if pairs := measured([words], others, meet):
                 yield cell, picture, pairs.mean
 
 
@@ -164,7 +175,7 @@ def markdown(study: Study, rows: Sequence[Row]) -> str:
     found = {metric: scores(study, rows, metric) for metric in study.metrics}
     found = {metric: own for metric, own in found.items() if own}
     parts = [f"# Study `{study.name}`\n", f"{study.question}\n", _made(study, rows), _table(study, rows, found)]
-    parts.append(_differences(study, found))
+    parts += [_signs(study, rows), _differences(study, found)]
     parts += [SECTIONS[name](study, rows, found) for name in study.sections]
     parts += [f"![{alt}]({name})\n" for name, alt in figure_names(study, rows)]
     parts.append(
@@ -203,7 +214,7 @@ def _made(study: Study, rows: Sequence[Row]) -> str:
 
 def _table(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:
     own = {cell.name: [row for row in rows if row["cell"] == cell.name] for cell in study.cells}
-    before = {metric: scores(study, rows, f"{metric}_step0") for metric in found if metric not in SIMILARITIES}
+    before = {metric: scores(study, rows, metric + (OTHER if metric in SIMILARITIES else "_step0")) for metric in found}
     lost = any(diverged(row) for row in rows)
     lines = [["cell", "pictures", *(_said(metric) for metric in found), "passes", *(["diverged"] if lost else [])]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
@@ -219,6 +230,18 @@ def _table(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> st
         line.append(f"{np.mean(passes):.0f}" if passes else "-")
         lines.append(line + ([str(sum(map(diverged, own[cell.name])))] if lost else []))
     return _markdown(lines)
+
+
+def _signs(study: Study, rows: Sequence[Row]) -> str:
+    """The share of each cell's pictures that show a sign of failure."""
+    told = []
+    for cell in study.cells:
+        own = [row for row in rows if row["cell"] == cell.name and row["status"] == "learned"]
+        names = sorted({name for row in own for name in row if name.startswith("sign_")})
+        shares = {name: np.mean([row.get(name, 0.0) for row in own]) for name in names}
+        if seen := [f"{name[5:].replace('_', ' ')} {share:.0%}" for name, share in shares.items() if share]:
+            told.append(f"{cell.name}: {', '.join(seen)}")
+    return f"Signs of failure: {'; '.join(told) or 'none'}.\n" if any("passes" in row for row in rows) else ""
 
 
 def _said(metric: str) -> str:
@@ -249,7 +272,7 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
         sure = {both for both, one in statistics.corrected(tests).items() if one.p < SURE}
         for name, against in pairs:
             if one := differ.get(name):
-                sign = f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]"
+                sign = one.interval.signed
                 told[name][metric] = f"**{sign}**" if (work[name], work[against]) in sure else sign
         least = [len(tests) * statistics.least_chance(one.pictures) for one in tests.values()]
         few = few and min(least, default=0.0) >= SURE
@@ -265,10 +288,16 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
 def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
     yield (
         "Mean [95 % interval] by bootstrap over pictures, each the mean of its seeds; behind it in brackets, where "
-        "there is one, the mean before learning. Differences are taken picture by picture; bold where the chance of "
-        f"one as large by luck, corrected for all differences of the metric (Holm), is under {SURE:g}. Passes: U-Net "
-        "sample passes a picture."
+        "there is one, the mean before learning, or, behind a similarity, that to the ground truth of the picture's "
+        "other word, which words that say nothing of their object have too. Differences are taken picture by picture; "
+        "bold where the chance of one as large by luck, corrected for all differences of the metric (Holm), is under "
+        f"{SURE:g}. Passes: U-Net sample passes a picture."
     )
+    if (pictures := len({row["id"] for row in rows})) < FEW * len(study.sets):
+        yield (
+            f"{pictures} pictures: where nothing is bold nothing is shown, either way, and an effect as large as half "
+            "an interval's width cannot be excluded."
+        )
     if any(map(diverged, rows)):
         yield "A picture whose words diverged counts 0 in what is hit, and has no loss."
     failed = [row for row in rows if row["status"] != "learned" and not diverged(row)]
@@ -295,16 +324,17 @@ def effects(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> s
     for cell in study.cells:
         others = (f"{name} {value:g}" for name, value in cell.levels.items() if not isinstance(value, bool))
         groups.setdefault(", ".join(others), []).append(cell)
-    tables = [(f"### {name}\n\n" if name else "") + _effects(cells, found) for name, cells in groups.items()]
+    work = {cell.name: number for number, cells in enumerate(study.works) for cell in cells}
+    tables = [(f"### {name}\n\n" if name else "") + _effects(cells, work, found) for name, cells in groups.items()]
     return (
-        "## Effects\n\nOf a switch: on minus off, mean over the other switches. Of two (a x b): how much more a brings "
-        "where b is on than where it is off. The last line is below 0 where returns diminish (above 0 for a loss).\n\n"
-        + "\n".join(tables)
+        "## Effects\n\nOf a switch: on minus off, mean over those settings of the other switches at which it makes "
+        "another recipe. Of two (a x b): how much more a brings where b is on than where it is off. The last line is "
+        "below 0 where returns diminish (above 0 for a loss).\n\n" + "\n".join(tables)
     )
 
 
-def _effects(cells: Sequence[Cell], found: Mapping[str, Scores]) -> str:
-    """The table of one full grid of switches."""
+def _effects(cells: Sequence[Cell], work: Mapping[str, int], found: Mapping[str, Scores]) -> str:
+    """The table of one full grid of switches; work: cell -> which recipe it is."""
     switches = [name for name, value in cells[0].levels.items() if isinstance(value, bool)]
     at = {tuple(cell.levels[name] for name in switches): cell.name for cell in cells}
     off, on = tuple(False for _ in switches), tuple(True for _ in switches)
@@ -315,20 +345,23 @@ def _effects(cells: Sequence[Cell], found: Mapping[str, Scores]) -> str:
         told = []
         for by_cell in found.values():
             own = {at[point]: weight for point, weight in contrast.items() if weight}
-            if not own.keys() <= by_cell.keys():
+            if not own or not own.keys() <= by_cell.keys():
                 told.append("-")
                 continue
             shared = set.intersection(*(set(by_cell[cell]) for cell in own))
             values = [sum(w * by_cell[cell][picture] for cell, w in own.items()) for picture in sorted(shared)]
-            found_ = statistics.interval(values)
-            told.append(f"{found_.mean:+.3f} [{found_.low:+.3f}, {found_.high:+.3f}]" if values else "-")
+            told.append(statistics.interval(values).signed)
         lines.append([name, *told])
 
     for count in range(1, len(switches) + 1):
         for chosen in combinations(range(len(switches)), count):
-            scale = 2.0 ** (len(switches) - count)
-            signs = {point: float(np.prod([1 if point[i] else -1 for i in chosen])) / scale for point in at}
-            add(" x ".join(switches[i] for i in chosen), signs)
+            settings: dict[tuple[bool, ...], dict[tuple[bool, ...], int]] = {}
+            for point in at:
+                others = tuple(on for i, on in enumerate(point) if i not in chosen)
+                settings.setdefault(others, {})[point] = 1 if sum(not point[i] for i in chosen) % 2 == 0 else -1
+            telling = [signs for signs in settings.values() if _differs(signs, at, work)]
+            contrast = {point: sign / len(telling) for signs in telling for point, sign in signs.items()}
+            add(" x ".join(switches[i] for i in chosen), contrast)
     add("all together", {on: 1.0, off: -1.0})
     summed: dict[tuple[bool, ...], float] = dict.fromkeys(at, 0.0)
     for point in alone:
@@ -337,6 +370,14 @@ def _effects(cells: Sequence[Cell], found: Mapping[str, Scores]) -> str:
     add("sum of each alone", summed)
     add("together minus the sum", {p: (p == on) - (p == off) - w for p, w in summed.items()})
     return _markdown(lines)
+
+
+def _differs(signs: Mapping[tuple[bool, ...], int], at: Mapping, work: Mapping[str, int]) -> bool:
+    """Whether a contrast is of several recipes, and not of one under several names, which is 0 by construction."""
+    recipes: Counter[int] = Counter()
+    for point, sign in signs.items():
+        recipes[work[at[point]]] += sign
+    return any(recipes.values())
 
 
 def paper(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> str:
