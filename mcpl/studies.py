@@ -247,9 +247,9 @@ def ablation() -> Study:
             "Bind adj lives inside PromptCL (an adjective joins its noun's positives), so without PromptCL it changes "
             "nothing: such a pair of cells is one recipe and is learned once.",
             "As released, temperature and weight of PromptCL are .3 and 7.5e-4 with the mask, .2 and 5e-4 without. "
-            "With the mask the loss is divided by the mask's area, about a sixth here, and not by the picture's as in the "
-            "paper: against the loss PromptCL then weighs a sixth of what it does in the release. Study `weights` asks "
-            "both.",
+            "With the mask the loss is divided by the mask's area, about a sixth here, and not by the picture's as in "
+            "the paper: against the loss PromptCL then weighs a sixth of what it does in the release. Study `weights` "
+            "asks both.",
         ),
     )
 
