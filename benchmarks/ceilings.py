@@ -165,14 +165,18 @@ def main() -> None:
     how = {"split": args.split, "pictures": args.pictures, "steps": args.steps, "guidance": args.guidance}
     seeds = {"noise": SEED, "noise_alone": 2 * SEED, "bootstrap": 0}
     trained = judge_of(args.base)
-    told = f"Base {args.base.resolve().name}, {args.split} split, {args.steps} steps, guidance {args.guidance:g}."
     if args.write:
-        origin = provenance("benchmarks.ceilings", args.base, trained)
         args.write.parent.mkdir(parents=True, exist_ok=True)
-        page = PAGE.format(origin=_come_from(origin), told=told, table=table(found), legend=LEGEND)
-        args.write.with_suffix(".md").write_text(page)
-    print(f"{told}\n\n{table(found)}\n")
+        origin = provenance("benchmarks.ceilings", args.base, trained)
+        args.write.with_suffix(".md").write_text(page(how | {"sets": found} | origin))
+    print(f"{table(found)}\n")
     say(how | {"seeds": seeds, "sets": found}, "benchmarks.ceilings", args.write, args.base, trained)
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """What is beside the figures, from the figures' file."""
+    how = f"Base {told['base']}, {told['split']} split, {told['steps']} steps, guidance {told['guidance']:g}."
+    return PAGE.format(origin=_come_from(told), told=how, table=table(told["sets"]), legend=LEGEND)
 
 
 def _come_from(origin: Mapping[str, Any]) -> str:

@@ -32,71 +32,69 @@ BASE = Path(CATALOGUE[Recipe().base].source)
 USES = "test-split.md"
 
 
-def study(file: Path) -> Iterator[str]:
+Made = Iterator[tuple[Path, str, str]]
+"""(file, what it should hold, the file that this follows from)"""
+
+
+def study(file: Path) -> Made:
     """study.json, raw.parquet and report.md in one folder."""
     folder = file.parent
-    plan = study_of(file.read_bytes())
-    if (folder / REPORT).read_text() != markdown(plan, read_raw((folder / RAW).read_bytes())):
-        yield f"{folder / REPORT} does not follow from {RAW}"
-    if plan.split == "test" and not _noted(folder, plan.name):
-        yield f"{folder}: a use of the test split that {USES} does not tell of"
+    yield folder / REPORT, markdown(study_of(file.read_bytes()), read_raw((folder / RAW).read_bytes())), RAW
 
 
-def _noted(folder: Path, name: str) -> bool:
-    """Whether a log of uses above the folder names the study."""
-    logs = [above / USES for above in folder.parents if (above / USES).is_file()]
-    return any(f"study.py {name}" in log.read_text() for log in logs)
-
-
-def recipe_table(file: Path) -> Iterator[str]:
+def recipe_table(file: Path) -> Made:
     """raw.parquet and table.md in one folder."""
-    if file.read_text() != _recipe_table(file):
-        yield f"{file} does not follow from {RAW}"
-
-
-def _recipe_table(file: Path) -> str:
     title, _, _ = file.read_text().partition("\n")
     rows = pq.read_table(file.parent / RAW).to_pylist()
     labels = list(dict.fromkeys(row["recipe"] for row in rows))
-    return recipes.table(rows, labels, title.removeprefix("# "))
+    yield file, recipes.table(rows, labels, title.removeprefix("# ")), RAW
 
 
-def ceiling_table(file: Path) -> Iterator[str]:
+def ceiling_table(file: Path) -> Made:
     """ceilings.json and ceilings.md side by side."""
-    if ceilings.table(json.loads(file.read_text())["sets"]) not in file.with_suffix(".md").read_text():
-        yield f"{file.with_suffix('.md')} does not follow from {file.name}"
+    yield file.with_suffix(".md"), ceilings.page(json.loads(file.read_text())), file.name
 
 
-KINDS: Mapping[str, Callable[[Path], Iterator[str]]] = {
+KINDS: Mapping[str, Callable[[Path], Made]] = {
     "**/study.json": study,
     "**/table.md": recipe_table,
     "ceilings.json": ceiling_table,
 }
-"""the file that tells a kind of result, under docs/results -> what does not follow from it"""
+"""the file that tells a kind of result, under docs/results -> what follows from it"""
 
 
 def faults(results: Path) -> tuple[list[str], int]:
     """What does not follow, and how many results were looked at."""
-    files = [(check, file) for pattern, check in KINDS.items() for file in sorted(results.glob(pattern))]
     found: list[str] = []
-    for check, file in files:
+    files = [(made, file) for pattern, made in KINDS.items() for file in sorted(results.glob(pattern))]
+    for made, file in files:
         try:
-            found += check(file)
+            for path, text, source in made(file):
+                if path.read_text() != text:
+                    found.append(f"{path} does not follow from {source}")
+            found += _unnoted(file)
         except (OSError, ValueError, KeyError) as error:
             found.append(f"{file}: cannot be made again: {' '.join(str(error).split())[:200]}")
     return found, len(files)
 
 
+def _unnoted(file: Path) -> Iterator[str]:
+    """A study of the test split that no log of uses above its folder names."""
+    if file.name != "study.json" or (plan := study_of(file.read_bytes())).split != "test":
+        return
+    logs = [above / USES for above in file.parent.parents if (above / USES).is_file()]
+    if not any(f"study.py {plan.name}" in log.read_text() for log in logs):
+        yield f"{file.parent}: a use of the test split that {USES} does not tell of"
+
+
 def make_again(results: Path) -> Iterator[Path]:
-    """Write reports, figures and tables anew from their raw rows, after a change to how they are told; what is new."""
+    """Write what follows from raw rows anew, studies' figures too, after a change to how it is told; what is new."""
+    for pattern, made in KINDS.items():
+        for file in sorted(results.glob(pattern)):
+            yield from (path for path, text, _ in made(file) if _put(path, text.encode()))
     for file in sorted(results.glob("**/study.json")):
-        folder = file.parent
-        plan, rows = study_of(file.read_bytes()), read_raw((folder / RAW).read_bytes())
-        made = {REPORT: markdown(plan, rows).encode()} | {name: png(image) for name, image in pictures(plan, rows)}
-        yield from (folder / name for name, content in made.items() if _put(folder / name, content))
-    for file in sorted(results.glob("**/table.md")):
-        if _put(file, _recipe_table(file).encode()):
-            yield file
+        drawn = pictures(study_of(file.read_bytes()), read_raw((file.parent / RAW).read_bytes()))
+        yield from (file.parent / name for name, image in drawn if _put(file.parent / name, png(image)))
 
 
 def _put(file: Path, content: bytes) -> bool:

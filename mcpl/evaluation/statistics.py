@@ -95,6 +95,7 @@ def interval(values: Sequence[float], seed: int = 0) -> Interval:
 
     The percentiles lie as far out as Student's distribution does beyond a normal one for so many pictures: plain ones
     hold the truth 90 and not 95 times of 100 for ten (Hesterberg, The American Statistician 69, 2015, section 5.3).
+    They end at the least and the largest value, so that of fewer than six pictures they hold it less often.
     """
     array = np.asarray(values, float)
     if not len(array):

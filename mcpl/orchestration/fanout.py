@@ -70,13 +70,11 @@ PATIENCE_SECONDS = 300.0
 """After so long without any worker it is said what a group of a fixed size waits for"""
 DRAIN_SECONDS = 5.0
 """A node that is taken away sooner than this has no time to finish a shard: it is dropped, and others begin it anew."""
+EXCUSED_SECONDS = 20.0
+"""How long a worker that could not begin where others work waits before it is replaced"""
 COMMIT_SECONDS = 900.0
 """How long a finished shard waits in memory for a store that is away"""
 
-WAITING = (
-    "note: no worker has begun yet. --workers 8 waits until the cluster has room for all eight, --workers 1:8 begins"
-    " with what there is"
-)
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -229,7 +227,7 @@ def run(
         if not inline and (idle := _idle_gpus(config.placement)):
             print(f"note: {idle}", file=sys.stderr, flush=True)  # at once, for the end may be days away
             notes += (idle,)
-        stopped = _drive(board, task, meter)
+        stopped = _drive(board, task, meter, "" if inline else _waiting(workers))
         snapshot = board.snapshot()
         board.save()
         if snapshot.failure is not None:
@@ -240,6 +238,13 @@ def run(
             f"{store.uri} lacks {len(missing)} acknowledged parts, first {plans.part_name(min(missing))}"
         )
     return ended
+
+
+def _waiting(workers: int | tuple[int, int]) -> str:
+    """What a run waits for whose workers do not begin."""
+    fewest = min(workers) if isinstance(workers, tuple) else workers
+    advice = f"; --workers 1:{workers} begins with what there is" if isinstance(workers, int) and workers > 1 else ""
+    return f"note: no worker has begun yet: the cluster has no room for {fewest} at one time{advice}"
 
 
 def _useful_workers(placement: Placement, shards: int) -> int | tuple[int, int]:
@@ -287,8 +292,11 @@ def work(board: Board, rank: int, orders: Orders, notice: Callable[[], float | N
     except _Dropped:
         board.worker_died(me)
     except MCPLError as error:
-        if not board.fail(type(error).__name__, str(error), me):
+        # a group whose size may change starts again as a whole with each worker that ends: there nobody is excused
+        alone = orders.placement.min_workers is None and not isinstance(error, PackTooLarge)
+        if not board.fail(type(error).__name__, str(error), me if alone else None):
             board.worker_died(me)
+            time.sleep(EXCUSED_SECONDS)  # its replacement may begin on the same machine
             raise
     except BaseException:
         board.worker_died(me)
@@ -524,8 +532,9 @@ class _Task(threading.Thread):
             self.error = error
 
 
-def _drive(board: Board, task: _Task, meter: Meter) -> bool:
-    """Watch the work until it ends or a signal stops it; True if it was stopped."""
+def _drive(board: Board, task: _Task, meter: Meter, waiting: str = "") -> bool:
+    """Watch the work until it ends or a signal stops it; True if it was stopped. waiting: said of workers that do not
+    begin for long."""
     with _signals() as signals:
         told, deadline, patience = None, float("inf"), time.monotonic() + PATIENCE_SECONDS
         task.start()
@@ -537,9 +546,11 @@ def _drive(board: Board, task: _Task, meter: Meter) -> bool:
                 if told == "drop":
                     deadline = time.monotonic() + STOP_SECONDS
             snapshot = board.snapshot()
-            if not snapshot.begun and time.monotonic() > patience:
-                print(WAITING, file=sys.stderr, flush=True)
-                patience = float("inf")
+            if snapshot.begun:  # once is enough: a board that was made again has seen nobody begin
+                waiting = ""
+            elif waiting and time.monotonic() > patience:
+                print(waiting, file=sys.stderr, flush=True)
+                waiting = ""
             meter.look(snapshot.counts, snapshot.lost_workers, time.monotonic())
             if told == "drop" and snapshot.idle:
                 break

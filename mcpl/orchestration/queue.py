@@ -98,6 +98,10 @@ class ShardQueue:
         self.worker_died(worker)
         return self._lost.pop(worker, None)
 
+    def holder(self, rank: int) -> str | None:
+        """The worker that has this rank."""
+        return self._ranks.get(rank)
+
     def lease(self, worker: str, now: float) -> Lease | Verdict:
         """The next shard for `worker`. Asking again before acknowledging gives the same shard again."""
         self.expire(now)
@@ -223,7 +227,9 @@ class Board:
         self._limits = {"error": error_limit, "death": death_limit}
         self._strikes = {"error": 0, "death": 0}
         self._done_at_strike = len(self._queue.done)
-        self._able: set[str] = set()  # workers that finished a shard
+        self._lent_to: set[str] = set()  # workers that had a shard
+        self._finished = False  # some worker has finished one since this board was made
+        self._excused: set[str] = set()
         self._lost_workers = 0
         self._begun = False
         self._tally_due = clock() + self.TALLY_SECONDS
@@ -243,6 +249,8 @@ class Board:
         if self._stopping:
             return Verdict.STOP
         answer = self._queue.lease(worker, self._clock())
+        if isinstance(answer, Lease):
+            self._lent_to.add(worker)
         return self._plan.shard(answer.shard) if isinstance(answer, Lease) else answer
 
     def heartbeat(self, worker: str, shard: int | None, finished: int) -> bool:
@@ -259,7 +267,7 @@ class Board:
 
     def _acknowledge(self, worker: str, finished: int, tally: Tally) -> None:
         self._queue.acknowledge(worker, finished, tally)
-        self._able.add(worker)
+        self._finished = True
 
     def worker_died(self, worker: str) -> None:
         self._queue.worker_died(worker)
@@ -271,9 +279,10 @@ class Board:
     def fail(self, kind: str, message: str, worker: str | None = None) -> bool:
         """Stop the run because no other worker can do better. The first reason stays.
 
-        False, and the run goes on, where others have finished shards and `worker` none yet: then its machine is at
-        fault (a hiccup of the credentials' or the model's server, a full disk, a dead GPU)."""
-        if worker and self._able and worker not in self._able:
+        False, and the run goes on, where `worker` could not even begin and others have finished shards: then its
+        machine is at fault (no credentials, no base, a dead GPU), and its end is no strike while others work."""
+        if worker and self._finished and worker not in self._lent_to:
+            self._excused.add(worker)
             return False
         self._failure = self._failure or Failure(kind, message)
         self.stop(drop=True)
@@ -283,10 +292,13 @@ class Board:
         """Workers ended early at one time, by "error" or "death". True: give up, it happened too often without a new
         shard, or nobody waits for the work any more."""
         self._lost_workers += max(1, len(ranks))
+        excused = bool(ranks) and all(self._queue.holder(rank) in self._excused for rank in ranks)
         lost = [shard for rank in ranks if (shard := self._queue.rank_died(rank)) is not None]
         if len(self._queue.done) > self._done_at_strike:
             self._strikes = {"error": 0, "death": 0}
             self._done_at_strike = len(self._queue.done)
+        if excused and self._queue.counts().shards_leased:
+            return self._dropping
         self._strikes[kind] += 1
         if self._strikes[kind] >= self._limits[kind]:
             often = f"{self._strikes[kind]} times in a row without finishing a shard"

@@ -34,7 +34,7 @@ from mcpl.orchestration.job import Outcome, commit, processor
 from mcpl.orchestration.measures import MEASURES
 from mcpl.orchestration.record import tracker_for
 from mcpl.orchestration.space import examples, pictures_digest
-from mcpl.orchestration.study_report import RAW, diverged, read_raw, study_of, write_report
+from mcpl.orchestration.study_report import RAW, diverged, raw, read_raw, study_of, write_report
 from mcpl.orchestration.trials import Asked, Result, Trials, told
 from mcpl.orchestration.tuning import RUNNER, Board, Record, placed, tune_trials
 from mcpl.packing import chunks
@@ -254,11 +254,19 @@ class Known:
         found = {}
         for other, store in self._others:
             alike = {one.name for one in other.cells if (one.set, one.told) == (cell.set, cell.told)}
-            for row in read_raw(store.get(RAW)) if alike else ():
+            for row in _lines_of(other, store) if alike else ():
                 if row["cell"] in alike and (row["status"] == "learned" or diverged(row)):
                     key = row["recipe_fingerprint"], row["base_digest"], row["id"]
                     found[key] = {name: value for name, value in row.items() if name not in ("cell", "picture")}
         return found
+
+
+def _lines_of(study: Study, store: Store) -> list[dict[str, Any]]:
+    """The raw table of a study, or what it would be now of one that has not ended."""
+    try:
+        return read_raw(store.get(RAW))
+    except FileNotFoundError:
+        return read_raw(raw(study, {number: kept_rows(store, number) for number in range(len(study.works))}))
 
 
 def cell_reports(

@@ -294,9 +294,10 @@ def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
         f"{SURE:g}. Passes: U-Net sample passes a picture."
     )
     if (pictures := len({row["id"] for row in rows})) < FEW * len(study.sets):
+        at_most = f", which of {pictures} pictures holds the truth in at most {1 - 2.0 ** (1 - pictures):.0%}"
         yield (
-            f"{pictures} pictures: where nothing is bold nothing is shown, either way, and an effect as large as half "
-            "an interval's width cannot be excluded."
+            f"{pictures} pictures: what is not bold is not shown, nor is it shown to be nothing: an effect as large as "
+            f"an interval's farther end cannot be excluded{at_most if pictures < 6 else ''}."
         )
     if any(map(diverged, rows)):
         yield "A picture whose words diverged counts 0 in what is hit, and has no loss."

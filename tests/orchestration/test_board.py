@@ -106,12 +106,24 @@ def test_the_first_failure_stays(output):
 def test_a_worker_that_cannot_begin_where_others_can_ends_nothing(output):
     """Its machine is at fault. Where nobody has finished a shard, and where it has itself, the run is."""
     board = Board(output)
+    board.hello("a", rank=0)
     shard = board.next("a")
     board.next("a", shard.number, Tally(learned=4))
-    assert board.fail("ConfigError", "no credentials", "b") is False
-    assert board.snapshot().failure is None and not board.snapshot().stopping
-    assert board.fail("ConfigError", "lost a row", "a")
-    assert board.snapshot().failure == Failure("ConfigError", "lost a row")
+    for attempt in range(5):  # that machine is tried again and again, and no shard ends meanwhile
+        board.hello(f"b{attempt}", rank=1)
+        assert board.fail("ConfigError", "no credentials", f"b{attempt}") is False
+        assert board.strike("error", "ConfigError: no credentials", [1]) is False
+    assert board.snapshot().failure is None and board.snapshot().lost_workers == 5
+    board.leave("a")  # nobody works any more: what keeps failing ends the run
+    for attempt in range(3):
+        board.hello(f"c{attempt}", rank=1)
+        assert board.fail("ConfigError", "no credentials", f"c{attempt}") is False
+        gave_up = board.strike("error", "ConfigError: no credentials", [1])
+    assert gave_up and board.snapshot().failure.kind == "NoProgress"
+
+    board = Board(output)
+    board.next("a")
+    assert board.fail("ConfigError", "lost a row", "a"), "it could begin"
     nobody = Board(output)
     assert nobody.fail("ConfigError", "no base", "b") and nobody.snapshot().stopping
 

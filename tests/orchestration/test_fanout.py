@@ -322,20 +322,31 @@ def test_the_run_ends_though_ray_still_waits_for_a_worker(scenario, monkeypatch)
     assert time.monotonic() - started < 20
 
 
-def test_a_worker_that_cannot_begin_is_replaced_where_others_work(scenario):
+def test_a_worker_that_cannot_begin_is_replaced_where_others_work(scenario, monkeypatch):
     """One machine without the base: its worker fails as one that is to be replaced, and the run goes on."""
     scenario.pictures(8)
     board, orders = begun(scenario)
     assert board.hello("other", 1)
     shard = board.next("other")
     board.next("other", shard.number, Tally(learned=4))
-    lost = replace(orders, recipe=orders.recipe.model_copy(update={"base": "elsewhere"}), runner="no.such:Runner")
+    monkeypatch.setattr(fanout, "EXCUSED_SECONDS", 0.0)
+    lost = replace(orders, runner="no.such:Runner")
     with pytest.raises(ConfigError, match="cannot be imported"):
         work(board, 0, lost)
     assert board.snapshot().failure is None and not board.snapshot().stopping
     board.worker_died("other")
     work(board, 0, orders)
     assert board.snapshot().counts.finished
+
+
+def test_nobody_is_excused_in_a_group_that_starts_again_as_a_whole(scenario):
+    scenario.pictures(8)
+    board, orders = begun(scenario)
+    shard = board.next("other")
+    board.next("other", shard.number, Tally(learned=4))
+    placement = orders.placement.model_copy(update={"workers": 2, "min_workers": 1})
+    work(board, 0, replace(orders, runner="no.such:Runner", placement=placement))
+    assert board.snapshot().failure.kind == "ConfigError"
 
 
 def test_a_worker_that_does_not_see_the_output_says_so(scenario, tmp_path):
@@ -358,8 +369,10 @@ def test_a_group_that_cannot_begin_says_what_it_waits_for(scenario, monkeypatch,
     monkeypatch.setattr(fanout, "PATIENCE_SECONDS", 0)
     scenario.pictures(4)
     board, _ = begun(scenario)
-    fanout._drive(board, fanout._Task(lambda: time.sleep(1)), Meter(time.monotonic(), 4, None))
-    assert capsys.readouterr().err.count("no worker has begun yet") == 1
+    fanout._drive(board, fanout._Task(lambda: time.sleep(1)), Meter(time.monotonic(), 4, None), fanout._waiting(8))
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith("no room for 8 at one time; --workers 1:8 begins with what there is")
+    assert "--workers" not in fanout._waiting((2, 8)) + fanout._waiting(1)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,18 @@ def untimed(row):
     return {name: value for name, value in row.items() if name != "seconds" and value is not None}
 
 
+def test_a_study_that_was_killed_gives_what_it_kept(asked, tmp_path):
+    study, scenario = asked
+    store = open_store(str(tmp_path / "killed"))
+    Trials(store, module.StudyPlan(study))
+    next(module.cell_reports(study, 2, store, Placement(pack=6), sweep_stub.NAME))  # one of two seeds, and no report
+    known = module.Known(study, [store.uri])
+    before = scenario.times_learned()
+    for number in (1, 2):
+        list(module.cell_reports(study, number, open_store(str(tmp_path / "b")), Placement(), sweep_stub.NAME, known))
+    assert scenario.times_learned() - before == dict.fromkeys(small_ids(4), 3), "two seeds of cell 1, one of cell 2"
+
+
 def test_words_of_another_base_or_recipe_are_not_taken(asked, tmp_path):
     small, scenario = asked
     store = open_store(str(tmp_path / "first"))
@@ -323,6 +335,9 @@ def test_a_committed_report_that_no_longer_follows_is_found(tmp_path):
     assert text.count("0.214") and results_follow.faults(tmp_path)[0] == [
         f"{folder / report.REPORT} does not follow from raw.parquet"
     ]
+    assert folder / report.REPORT in list(results_follow.make_again(tmp_path))
+    assert results_follow.faults(tmp_path) == ([], 1) and (folder / report.REPORT).read_text() == text
+    assert list(results_follow.make_again(tmp_path)) == []
 
 
 def test_a_committed_use_of_the_test_split_must_be_noted(tmp_path):
