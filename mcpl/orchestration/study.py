@@ -226,8 +226,8 @@ def learn_cell(config: dict[str, Any]) -> None:
 class Known:
     """What other studies learned of the same pictures, for this one to take.
 
-    A recipe and a picture have one result, to rounding, whichever study asks and however they are packed. Raises ConfigError where
-    a folder holds no study, or one that measured something else.
+    A recipe and a picture have one result, to rounding, whichever study asks and however they are packed. Raises
+    ConfigError where a folder holds no study, or one that measured something else.
     """
 
     def __init__(self, study: Study, folders: Sequence[str]) -> None:
