@@ -293,11 +293,12 @@ def _always(study: Study, rows: Sequence[Row]) -> Iterator[str]:
         "bold where the chance of one as large by luck, corrected for all differences of the metric (Holm), is under "
         f"{SURE:g}. Passes: U-Net sample passes a picture."
     )
-    if (pictures := len({row["id"] for row in rows})) < FEW * len(study.sets):
+    shown = [len({row["id"] for row in rows if row["cell"] == cell.name}) for cell in study.cells]
+    if 0 < (pictures := min(filter(None, shown), default=0)) < FEW:
         at_most = f", which of {pictures} pictures holds the truth in at most {1 - 2.0 ** (1 - pictures):.0%}"
         yield (
-            f"{pictures} pictures: what is not bold is not shown, nor is it shown to be nothing: an effect as large as "
-            f"an interval's farther end cannot be excluded{at_most if pictures < 6 else ''}."
+            f"{pictures} pictures a cell: what is not bold is not shown, nor is it shown to be nothing: an effect as "
+            f"large as an interval's farther end cannot be excluded{at_most if pictures < 6 else ''}."
         )
     if any(map(diverged, rows)):
         yield "A picture whose words diverged counts 0 in what is hit, and has no loss."

@@ -27,6 +27,8 @@ from mcpl.report.figures import (
 from mcpl.types import Sentence
 
 PLAIN, REFERENCE = WORD_COLOURS[5], WORD_COLOURS[6]
+ACROSS = 6
+"""panels side by side: more are too small to read where a page shrinks the picture"""
 CURVES = tuple(WORD_COLOURS[i] for i in (5, 6, 2, 3, 0, 1, 7))
 
 
@@ -46,11 +48,15 @@ def dots(scores: Mapping[str, Mapping[str, Score]], references: Sequence[str]) -
     from matplotlib.figure import Figure
 
     cells = list(dict.fromkeys(cell for own in scores.values() for cell in own))
-    height = 1.0 + 0.3 * len(cells)
+    down = math.ceil(len(scores) / ACROSS)
+    across = math.ceil(len(scores) / down)
     label = 0.075 * max(map(len, cells))
-    figure = Figure(figsize=(label + 2.6 * len(scores), height), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(scores), squeeze=False, sharey=True)[0]
-    for axes, (metric, own) in zip(panels, scores.items(), strict=True):
+    size = (label + 2.6 * across, 0.4 + down * (0.6 + 0.3 * len(cells)))
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
+    for axes in panels[len(scores) :]:
+        axes.set_visible(False)
+    for axes, (metric, own) in zip(panels, scores.items(), strict=False):
         for place, cell in enumerate(cells):
             if (score := own.get(cell)) is None:
                 continue
