@@ -325,7 +325,8 @@ def main() -> None:
     write_parquet(rows, given.out / "raw.parquet")
     skipped = f", the first {given.skip} pictures left out" if given.skip else ""
     seeds = "1 seed" if given.seeds == 1 else f"{given.seeds} seeds"
-    start = "the mean of the named shapes' words" if given.initializer == NAMED else given.initializer
+    starts = {NAMED: "the mean of the named shapes' words", "neutral": "the neutral word"}
+    start = starts.get(given.initializer, given.initializer)
     title = f"Recipes on Scenes-MC, {given.split} split{skipped}, {seeds}, base {given.base}, all from {start}"
     text = table(rows, list(recipes), title)
     (given.out / "table.md").write_text(text)
