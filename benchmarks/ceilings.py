@@ -169,14 +169,18 @@ def main() -> None:
         args.write.parent.mkdir(parents=True, exist_ok=True)
         origin = provenance("benchmarks.ceilings", args.base, trained)
         args.write.with_suffix(".md").write_text(page(how | {"sets": found} | origin))
-    print(f"{table(found)}\n")
+    print(f"{_sampling(how | {'base': args.base.resolve().name})}\n\n{table(found)}\n")
     say(how | {"seeds": seeds, "sets": found}, "benchmarks.ceilings", args.write, args.base, trained)
 
 
 def page(told: Mapping[str, Any]) -> str:
     """What is beside the figures, from the figures' file."""
-    how = f"Base {told['base']}, {told['split']} split, {told['steps']} steps, guidance {told['guidance']:g}."
-    return PAGE.format(origin=_come_from(told), told=how, table=table(told["sets"]), legend=LEGEND)
+    return PAGE.format(origin=_come_from(told), told=_sampling(told), table=table(told["sets"]), legend=LEGEND)
+
+
+def _sampling(told: Mapping[str, Any]) -> str:
+    """One line of what was drawn, and how."""
+    return f"Base {told['base']}, {told['split']} split, {told['steps']} steps, guidance {told['guidance']:g}."
 
 
 def _come_from(origin: Mapping[str, Any]) -> str:

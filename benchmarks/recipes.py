@@ -45,12 +45,12 @@ from mcpl.models import catalogue
 from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
-from mcpl.scenes.world import shapes
+from mcpl.studies import START
 from mcpl.types import BankRow, Example, LearnedConcepts
 
 SETS = ("unnamed-2", "unnamed-2-bare", "unnamed-3", "unnamed-3-bare")
 RECIPES = ("plain", "paper", "best")
-NAMED = ",".join(shapes("named"))
+NAMED = START["initializer"]
 REPORTED = {
     "right_object": "right_object",
     "right_object_step0": "right_object_step0",

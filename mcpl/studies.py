@@ -115,6 +115,11 @@ class Study(Settings):
         return tuple(map(tuple, works.values()))
 
     @property
+    def work_of(self) -> dict[str, int]:
+        """Cell -> number of its work: cells of one number are one recipe."""
+        return {cell.name: number for number, cells in enumerate(self.works) for cell in cells}
+
+    @property
     def sets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(cell.set for cell in self.cells))
 

@@ -258,7 +258,7 @@ def _differences(study: Study, found: Mapping[str, Scores]) -> str:
     pairs = [(cell.name, cell.against) for cell in study.cells if cell.against]
     if not pairs:
         return ""
-    work = {cell.name: number for number, cells in enumerate(study.works) for cell in cells}
+    work = study.work_of
     told: dict[str, dict[str, str]] = {name: {} for name, _ in pairs}
     few = bool(found)
     for metric, by_cell in found.items():
@@ -326,7 +326,7 @@ def effects(study: Study, rows: Sequence[Row], found: Mapping[str, Scores]) -> s
     for cell in study.cells:
         others = (f"{name} {value:g}" for name, value in cell.levels.items() if not isinstance(value, bool))
         groups.setdefault(", ".join(others), []).append(cell)
-    work = {cell.name: number for number, cells in enumerate(study.works) for cell in cells}
+    work = study.work_of
     tables = [(f"### {name}\n\n" if name else "") + _effects(cells, work, found) for name, cells in groups.items()]
     return (
         "## Effects\n\nOf a switch: on minus off, mean over those settings of the other switches at which it makes "
