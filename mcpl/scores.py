@@ -1,6 +1,6 @@
 """Which way a score is better, wherever scores are compared."""
 
-LOWER = frozenset({"fixed_noise_loss", "leak", "word_similarity", "prompt_similarity"})
+LOWER = frozenset({"fixed_noise_loss", "object_loss", "ground_loss", "leak", "word_similarity", "prompt_similarity"})
 
 
 def lower_is_better(score: str) -> bool:

@@ -118,6 +118,8 @@ class Look:
     """[N, P, m, m] the same as masks are cut from: refined and weighted as the recipe asks"""
     prompt_similarity: float
     """largest cosine similarity between two concepts' text-encoder outputs; 0 for one concept"""
+    errors: Tensor
+    """[N, h, w] the squared errors that make the loss, mean over channels and time steps: its mean is the loss"""
 
 
 @torch.no_grad()
@@ -154,6 +156,7 @@ def probe(
             torch.stack([sight.maps for sight in sights]),
             torch.stack([sight.mask_maps for sight in sights]),
             max(sight.similarity for sight in sights),
+            torch.stack([sight.errors for sight in sights]),
         )
         for sights in seen
     ]
@@ -167,11 +170,12 @@ class _Sight:
     maps: Tensor
     mask_maps: Tensor
     similarity: float
+    errors: Tensor
 
 
 def _sights(model, jobs, views, rows, learned, rows_at_once, settings: AttentionMask | None) -> list[_Sight]:
     """One picture of every job at once."""
-    errors, columns, refined, hidden = [], [], [], []
+    errors, places, columns, refined, hidden = [], [], [], [], []
     pack, times = Pack(tuple(jobs)), settings.refine if settings else 0
     for start in range(0, len(rows[0].timesteps), rows_at_once):
         batch = pack_rows(pack, [r[start : start + rows_at_once] for r in rows], model)
@@ -180,6 +184,7 @@ def _sights(model, jobs, views, rows, learned, rows_at_once, settings: Attention
             conditioning, prediction, wanted = _denoise(model, batch, learned)
         squared = (prediction - wanted).to(torch.promote_types(prediction.dtype, torch.float32)).square()
         errors.append(squared.mean(dim=(1, 2, 3)).unflatten(0, (len(jobs), -1)))
+        places.append(squared.mean(dim=1).unflatten(0, (len(jobs), -1)))
         maps = recording.maps()
         columns.append(maps.unflatten(0, (len(jobs), -1)))
         if times:
@@ -189,13 +194,13 @@ def _sights(model, jobs, views, rows, learned, rows_at_once, settings: Attention
     by_time = torch.cat(columns, dim=1)  # [J, t, slots, m, m], padded to the longest job
     maps = by_time.mean(dim=1).cpu()  # from here on job by job, which only the host is quick at
     by_time = (torch.cat(refined, dim=1) if times else by_time).cpu()
-    states = hidden[0].cpu()
+    states, where = hidden[0].cpu(), torch.cat(places, dim=1).mean(dim=1).cpu()
     sights = []
     for j, (job, view) in enumerate(zip(jobs, views, strict=True)):
         own = _by_concept(maps[j], job, view)
         looked = settings is not None and (times > 0 or settings.sharp)
         mask_maps = _over_time(by_time[j], job, view, settings.sharp) if looked else own
-        sights.append(_Sight(loss[j], own, mask_maps, _largest_similarity(states[j], view)))
+        sights.append(_Sight(loss[j], own, mask_maps, _largest_similarity(states[j], view), where[j]))
     return sights
 
 

@@ -11,12 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from mcpl.evaluation import judging
 from mcpl.evaluation.sampling import Wish, generate_all, spoken
-from mcpl.orchestration.job import Outcome, Runner
+from mcpl.learning.batch import probe_rows
+from mcpl.learning.step import probe
+from mcpl.orchestration.job import Outcome, Runner, masks_of
 from mcpl.prompts import said
 from mcpl.scenes.grammar import caption
 from mcpl.scenes.scene import Scene, sample_scene
@@ -52,6 +55,25 @@ def states(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
     if drawn := outcome.evaluation.alone:
         features = [functional.normalize(judging.judge().features(drawn[slug].numpy()), dim=-1) for slug in vectors]
         found["features"] = [_rounded(own.mean(dim=0), 5) for own in features]
+    return found
+
+
+def loss_by_place(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
+    """The loss on fixed noise inside the true masks of the words' objects, all together, and outside of them, before
+    and after: what a masked loss is for, and what it leaves alone. Nothing without masks."""
+    job, learned = outcome.job, outcome.learned
+    slugs = {c.concept.slug for c in learned.concepts if c.concept.is_object}
+    masks = [mask for slug, mask in masks_of(example, learn.model.facts.resolution).items() if slug in slugs]
+    if not masks:
+        return {}
+    united = torch.stack(masks).amax(dim=0)[None].float()
+    inside = functional.adaptive_avg_pool2d(united, job.latents.shape[-2:])[0] > 0.5
+    rows = probe_rows(job, learn.recipe, len(learn.model.alphas_cumprod))
+    found = {}
+    for when, words in (("_step0", job.initial), ("", torch.cat([c.vectors for c in learned.concepts]))):
+        (look,) = probe(learn.model, [job], [rows], [words.to(job.initial)], learn.recipe.batch)
+        for name, place in (("object_loss", inside), ("ground_loss", ~inside)):
+            found[name + when] = float(look.errors[0][place].mean())
     return found
 
 
@@ -95,5 +117,6 @@ def _rounded(values: Tensor, digits: int = 3) -> list:
 MEASURES: Mapping[str, Callable[[Runner, Example, Outcome], dict[str, Any]]] = {
     "maps": maps,
     "states": states,
+    "loss by place": loss_by_place,
     "new sentences": new_sentences,
 }

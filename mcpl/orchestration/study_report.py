@@ -27,6 +27,7 @@ from mcpl.learning.settings import CUT_OUT
 from mcpl.orchestration.space import examples
 from mcpl.prompts import parse
 from mcpl.report import studies as drawing
+from mcpl.scores import lower_is_better
 from mcpl.studies import PAPER_COLUMNS, PAPER_ROWS, SIMILARITIES, TRUTH, Cell, Figure, Study
 
 RAW, REPORT = "raw.parquet", "report.md"
@@ -245,7 +246,7 @@ def _signs(study: Study, rows: Sequence[Row]) -> str:
 
 
 def _said(metric: str) -> str:
-    lower = " (lower is better)" if metric == "fixed_noise_loss" else ""
+    lower = " (lower is better)" if lower_is_better(metric) else ""
     return metric.replace("_", " ").replace("iou", "IoU") + lower
 
 

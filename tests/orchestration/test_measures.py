@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from mcpl.config import Placement, Recipe
 from mcpl.data.sources import scenes
-from mcpl.orchestration.job import Runner
+from mcpl.orchestration.job import Runner, masks_of
 from mcpl.orchestration.measures import MEASURES, sentences
 from mcpl.prompts import parse, said
 from mcpl.scenes.grammar import marked_sentence
@@ -41,3 +44,22 @@ def test_columns_of_a_learned_picture(tiny):
     assert np.linalg.norm(found["features"], axis=1).max() <= 1 + 1e-4
     assert np.max(found["maps"]) == np.max(found["maps_step0"]) == 1 and np.min(found["maps"]) >= 0
     assert 0 <= found["one_twice"] <= 1 and 0 <= found["composition"] <= 1
+
+
+def test_loss_by_place_is_the_loss_on_fixed_noise_taken_apart(tiny):
+    recipe = Recipe(steps=2, lr=0.1, vectors_per_word=2, probe_timesteps=3, batch=2, precision="float64")
+    runner = Runner(recipe, Placement(pack=1, samples=0, device="cpu"), tiny)
+    (example,) = scenes(1, seed=1).examples()
+    (outcome,) = runner.outcomes([example])
+    found = MEASURES["loss by place"](runner, example, outcome)
+    side = tiny.facts.latent_shape[-1]
+    resolution = tiny.facts.resolution
+    masks = masks_of(example, resolution)
+    united = np.max([masks[c.slug].numpy() for c in outcome.job.concepts], axis=0)
+    cells = united.reshape(side, resolution // side, side, resolution // side).mean(axis=(1, 3)) > 0.5
+    assert 0 < cells.mean() < 1
+    for when, point in (("_step0", outcome.learned.curve[0]), ("", outcome.learned.kept)):
+        whole = cells.mean() * found["object_loss" + when] + (1 - cells.mean()) * found["ground_loss" + when]
+        assert whole == pytest.approx(point.fixed_noise_loss, rel=1e-6)
+    assert found["object_loss"] != found["object_loss_step0"]
+    assert MEASURES["loss by place"](runner, replace(example, masks={}), outcome) == {}
