@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import composition, editing, learned_words
+from benchmarks import composition, editing, gradients, learned_words
+from mcpl.config import Placement, Recipe
+from mcpl.data.sources import scenes
+from mcpl.objectives.objective import Contrastive, Denoising
+from mcpl.orchestration.job import Runner
 from mcpl.scenes import benchmark
 from mcpl.scenes.world import HELD_OUT
 
@@ -100,3 +104,19 @@ def test_it_ends_in_one_line_of_json_and_does_nothing_twice(module, monkeypatch,
     assert again == first and len(list(tmp_path.glob("words-*/part-*"))) == parts
     assert raw.read_text().startswith(lines) and '"set"' not in raw.read_text()[len(lines) :]
     assert (Path(tmp_path) / "sheet.png").stat().st_size > 0
+
+
+def test_a_term_pulls_by_its_weight_and_the_denoising_loss_by_its_own(tiny):
+    light, heavy = (
+        Recipe(terms={"denoising": Denoising(), "contrastive": Contrastive(weight=weight)}, precision="float64")
+        for weight in (1e-3, 1e-1)
+    )
+    job = Runner(light, Placement(pack=1, device="cpu"), tiny).prepare(next(iter(scenes(1, seed=1).examples())))
+    (one, two), (slow, fast) = (
+        [found(tiny, job, job.initial, recipe, last) for recipe in (light, heavy)]
+        for found, last in ((gradients.gradients, 7), (gradients.pulls, 2))
+    )
+    assert np.allclose(two["contrastive"], 100 * one["contrastive"], rtol=1e-6)
+    assert np.allclose(two["denoising"], one["denoising"], rtol=1e-12)
+    assert np.allclose(fast["contrastive"][:2], [100 * value for value in slow["contrastive"][:2]], rtol=1e-6)
+    assert fast["contrastive"][2] == pytest.approx(slow["contrastive"][2]) and abs(slow["contrastive"][2]) < 1

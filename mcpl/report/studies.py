@@ -89,6 +89,8 @@ def curves(
 
     log     a logarithmic axis, with a place for 0 left of the others; not where there is nothing but 0
     marked  a value of the setting that is drawn as a line: what the recipes have
+
+    Later curves are thinner, so that equal ones all show; dashes are the mean before learning, where a curve has one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -102,12 +104,16 @@ def curves(
     log = log and bool(positive)
     zero = _left_of(positive) if log else None
     for axes, (metric, own) in zip(panels, scores.items(), strict=False):
-        for colour, (name, points) in zip(CURVES, own.items(), strict=False):
+        for place, (colour, (name, points)) in enumerate(zip(CURVES, own.items(), strict=False)):
             at = [zero if log and value == 0 else value for value, _ in points]
             axes.fill_between(
                 at, [s.low for _, s in points], [s.high for _, s in points], color=colour, alpha=0.18, lw=0
             )
-            axes.plot(at, [s.mean for _, s in points], "o-", color=colour, lw=1.8, ms=4, label=name)
+            lw = max(1.2, 3.4 - 0.9 * place)
+            axes.plot(at, [s.mean for _, s in points], "o-", color=colour, lw=lw, ms=2.4 + lw, label=name)
+            before = {round(s.before, 9) for _, s in points if s.before is not None}
+            if len(before) == 1:
+                axes.axhline(before.pop(), color=colour, lw=max(0.7, lw / 2), ls="--")
         if marked is not None:
             axes.axvline(marked, color=MUTED, lw=0.9, ls=":")
         quiet(axes) if not log else axes.grid(axis="y", color=RULE, lw=0.6)
@@ -115,11 +121,11 @@ def curves(
             axes.set_xscale("log")
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=MUTED, labelsize=8)
+            ticks = positive if len(positive) < 8 else positive[::2]
+            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
             if 0 in values:
-                least, most = (math.log10(value) for value in (positive[0], positive[-1]))
-                ticks = [10.0**power for power in range(math.ceil(least), math.floor(most) + 1)]
                 axes.set_xticks([zero, *ticks], ["0", *(f"{value:g}" for value in ticks)])
-                axes.minorticks_off()
+            axes.minorticks_off()
         else:
             axes.set_xticks(values if len(values) < 8 else values[::2])
         axes.set_title(_readable(metric), fontsize=10, color=INK, loc="left")
