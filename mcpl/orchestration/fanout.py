@@ -718,9 +718,11 @@ def cluster(verbose: bool = False) -> Iterator[None]:
 def _start_local(level: str, verbose: bool) -> None:
     """A cluster of this machine alone, without dashboard, whose ports answer only to a token of its own.
 
-    Its workers keep the niceness of the command: Ray's own, 15 more, starves them wherever something else works.
+    Its workers keep the niceness of the command: Ray's own, 15 more, starves them wherever something else works. And
+    few of glibc's arenas: a worker that learns one trial after the other, each in a thread of its own, filled them all.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")  # the container image has it for a cluster's machines
     if not os.environ.get("RAY_AUTH_TOKEN_PATH"):
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if not os.environ.get("RAY_AUTH_MODE"):
