@@ -1,32 +1,32 @@
 """How hard does each term of a recipe pull at the words, beside the denoising loss?
 
-    python -m benchmarks.gradients [--recipes paper,best] [--pictures 10] [--draws 8] [--write FILE]
+    python -m benchmarks.gradients [--recipes paper,best] [--pictures 10] [--draws 16] [--write FILE]
 
 At the words' start and at what a recipe learned, for each term with its weight, median and quartiles over pictures:
 
     of a batch  length of its gradient over that of the denoising loss on the same rows, mean over `--draws` batches
-    of means    the same of the gradients' means over the batches: what is left when the noise of rows averages out
-    cosine      between these means
+    steady      the same of what is alike in all batches, without the noise of their rows (mean product of two batches)
 
-Adam does not see the scale of a loss, so the ratios say what a term can change. Masks are cut from one look at the same
-words, as a recipe's first are. The last line is one JSON object.
+and for the denoising loss its own steady length over that of a batch. Adam does not see the scale of a loss: in a few
+steps a term changes what the words become by about "of a batch", in very many by "steady" at most. Masks are cut from
+one look at the same words, as a recipe's first are. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from benchmarks.provenance import say
 from benchmarks.recipes import examples
 from benchmarks.results_follow import BASE
 from mcpl.config import Placement, Recipe
-from mcpl.learning.batch import draw_rows, pack_rows, probe_rows
+from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows
 from mcpl.learning.step import RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
@@ -37,41 +37,63 @@ from mcpl.seeds import derive_seed
 from mcpl.studies import START
 from mcpl.types import Job, Pack
 
-MEASURES = ("of a batch", "of means", "cosine")
+OF_A_BATCH, STEADY, OWN = "of a batch", "steady", "denoising, steady over a batch"
 
 
-def gradients(model: BaseModel, job: Job, words: Tensor, recipe: Recipe, seed: int) -> dict[str, Tensor]:
-    """Each term's gradient, weighted, at the words [slots, D] on one training batch."""
-    total, settings = len(model.alphas_cumprod), recipe.looked_mask
-    drawn = draw_rows(job, torch.Generator().manual_seed(seed), recipe, total)
-    batch, loss, objects = pack_rows(Pack((job,)), [drawn], model), None, None
-    if settings:
-        (look,) = probe(model, [job], [probe_rows(job, recipe, total)], [words], recipe.batch, settings)
-        small = cut_masks(look.mask_maps, job, settings)
+def masks_of_rows(model: BaseModel, job: Job, words: Tensor, recipe: Recipe) -> Callable[[Rows], RowMasks]:
+    """What the rows of a batch are masked with at these words [slots, D]."""
+    settings = recipe.looked_mask
+    if settings is None:
+        return lambda drawn: RowMasks(None, None)
+    if settings.source == "given":
+        raise SystemExit("this recipe has given masks: only those that words cut themselves are looked at here")
+    rows = [probe_rows(job, recipe, len(model.alphas_cumprod))]
+    (look,) = probe(model, [job], rows, [words], recipe.batch, settings)
+    small = cut_masks(look.mask_maps, job, settings)
+    large = to_latents(small, job)
+
+    def masks(drawn: Rows) -> RowMasks:
+        loss = torch.stack([row_mask(large, view) for view in drawn.views]).clamp_min(settings.outside)
         objects = torch.stack([object_masks(small, view, len(job.concepts)) for view in drawn.views])
-        if settings.on_loss:
-            loss = torch.stack([row_mask(to_latents(small, job), view) for view in drawn.views])
-    found = {}
-    for name, term in recipe.terms.items():
-        leaf = words.detach().clone().requires_grad_()
-        output = step(model, batch, leaf, RowMasks(loss, objects), {name: term}, 1)
-        (found[name],) = torch.autograd.grad(output.loss.sum(), leaf)
-    return found
+        return RowMasks(loss if settings.on_loss else None, objects)
+
+    return masks
 
 
-def pulls(model: BaseModel, job: Job, words: Tensor, recipe: Recipe, draws: int) -> dict[str, tuple[float, ...]]:
-    """term -> `MEASURES`."""
-    batches = [gradients(model, job, words, recipe, derive_seed(job.seed, "gradients", draw)) for draw in range(draws)]
-    stacked = {name: torch.stack([found[name].flatten() for found in batches]) for name in recipe.terms}
-    held = stacked.pop("denoising")
-    return {
-        name: (
-            float((own.norm(dim=1) / held.norm(dim=1)).mean()),
-            float(own.mean(dim=0).norm() / held.mean(dim=0).norm()),
-            float(cosine_similarity(own.mean(dim=0), held.mean(dim=0), dim=0)),
-        )
-        for name, own in stacked.items()
-    }
+def gradients(
+    model: BaseModel, job: Job, words: Tensor, recipe: Recipe, draws: int, number: int = 0
+) -> dict[str, Tensor]:
+    """Each term's gradient at the words [slots, D], weighted as at step `number`: term -> [draws, slots * D]."""
+    masks, found = masks_of_rows(model, job, words, recipe), {name: [] for name in recipe.terms}
+    for draw in range(draws):
+        generator = torch.Generator().manual_seed(derive_seed(job.seed, "gradients", draw))
+        drawn = draw_rows(job, generator, recipe, len(model.alphas_cumprod))
+        batch = pack_rows(Pack((job,)), [drawn], model)
+        for name, term in recipe.terms.items():
+            leaf = words.detach().clone().requires_grad_()
+            output = step(model, batch, leaf, masks(drawn), {name: term}, 1, number)
+            found[name].append(torch.autograd.grad(output.loss.sum(), leaf)[0].flatten())
+    return {name: torch.stack(own) for name, own in found.items()}
+
+
+def steady(batches: Tensor) -> float:
+    """Length of the mean that gradients [n, d] have in common: noise, which differs between batches, adds nothing."""
+    n = len(batches)
+    products = batches.sum(dim=0).square().sum() - batches.square().sum()
+    return float((products / (n * (n - 1))).clamp_min(0).sqrt())
+
+
+def pulls(found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """term -> its ratios to the denoising loss's gradients; of the latter its own."""
+    lengths = {name: own.norm(dim=1) for name, own in found.items()}
+    common = {name: steady(own) for name, own in found.items()}
+    told = {"denoising": {OWN: common["denoising"] / float(lengths["denoising"].mean())}}
+    for name in found.keys() - {"denoising"}:
+        told[name] = {
+            OF_A_BATCH: float((lengths[name] / lengths["denoising"]).mean()),
+            STEADY: common[name] / max(common["denoising"], 1e-12),
+        }
+    return told
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -80,17 +102,17 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def measure(runner: Runner, set_: str, split: str, pictures: int, draws: int) -> dict[str, dict[str, dict]]:
-    """Of the words' start and of what is learned: term -> each of `MEASURES` as median and quartiles over pictures."""
-    told: dict[str, list[dict[str, tuple[float, ...]]]] = {"start": [], "learned": []}
+    """Of the words' start and of what is learned: term -> each ratio as median and quartiles over pictures."""
+    told: dict[str, list[dict[str, dict[str, float]]]] = {"start": [], "learned": []}
     for outcome in runner.outcomes(list(examples(set_, split, pictures)), looked_at=False):
         job = outcome.job
         kept = torch.cat([concept.vectors for concept in outcome.learned.concepts]).to(job.initial)
-        for when, words in (("start", job.initial), ("learned", kept)):
-            told[when].append(pulls(runner.model, job, words, runner.recipe, draws))
+        for when, words, number in (("start", job.initial, 0), ("learned", kept, max(0, runner.recipe.steps - 1))):
+            told[when].append(pulls(gradients(runner.model, job, words, runner.recipe, draws, number)))
     return {
         when: {
-            term: {what: quartiles([own[term][place] for own in found]) for place, what in enumerate(MEASURES)}
-            for term in found[0]
+            term: {ratio: quartiles([own[term][ratio] for own in found]) for ratio in found[0][term]}
+            for term in sorted(found[0])
         }
         for when, found in told.items()
     }

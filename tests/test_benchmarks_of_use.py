@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import composition, editing, gradients, learned_words
 from mcpl.config import Placement, Recipe
 from mcpl.data.sources import scenes
-from mcpl.objectives.objective import Contrastive, Denoising
+from mcpl.learning.settings import AttentionMask
+from mcpl.objectives.objective import Attention, Contrastive, Denoising
 from mcpl.orchestration.job import Runner
 from mcpl.scenes import benchmark
 from mcpl.scenes.world import HELD_OUT
@@ -106,17 +108,24 @@ def test_it_ends_in_one_line_of_json_and_does_nothing_twice(module, monkeypatch,
     assert (Path(tmp_path) / "sheet.png").stat().st_size > 0
 
 
-def test_a_term_pulls_by_its_weight_and_the_denoising_loss_by_its_own(tiny):
-    light, heavy = (
-        Recipe(terms={"denoising": Denoising(), "contrastive": Contrastive(weight=weight)}, precision="float64")
-        for weight in (1e-3, 1e-1)
-    )
-    job = Runner(light, Placement(pack=1, device="cpu"), tiny).prepare(next(iter(scenes(1, seed=1).examples())))
-    (one, two), (slow, fast) = (
-        [found(tiny, job, job.initial, recipe, last) for recipe in (light, heavy)]
-        for found, last in ((gradients.gradients, 7), (gradients.pulls, 2))
-    )
-    assert np.allclose(two["contrastive"], 100 * one["contrastive"], rtol=1e-6)
-    assert np.allclose(two["denoising"], one["denoising"], rtol=1e-12)
-    assert np.allclose(fast["contrastive"][:2], [100 * value for value in slow["contrastive"][:2]], rtol=1e-6)
-    assert fast["contrastive"][2] == pytest.approx(slow["contrastive"][2]) and abs(slow["contrastive"][2]) < 1
+def test_a_term_pulls_by_its_weight_and_noise_is_no_pull(tiny):
+    def found(weight: float, **changes) -> dict[str, torch.Tensor]:
+        terms = {"denoising": Denoising(), "contrastive": Contrastive(weight=weight), "attention": Attention()}
+        recipe = Recipe(terms=terms, precision="float64", **changes)
+        job = Runner(recipe, Placement(pack=1, device="cpu"), tiny).prepare(next(iter(scenes(1, seed=1).examples())))
+        return gradients.gradients(tiny, job, job.initial, recipe, draws=2)
+
+    light, heavy = found(1e-3), found(1e-1)
+    assert torch.allclose(heavy["contrastive"], 100 * light["contrastive"], rtol=1e-6)
+    assert torch.equal(heavy["denoising"], light["denoising"]) and light["attention"].abs().sum() > 0
+    whole = found(1e-3, attention_mask=AttentionMask(on_loss=False))
+    cut = found(1e-3, attention_mask=AttentionMask(threshold=0.999))
+    assert not torch.allclose(cut["denoising"], whole["denoising"])
+    let_through = found(1e-3, attention_mask=AttentionMask(threshold=0.999, outside=1.0))
+    assert torch.allclose(let_through["denoising"], whole["denoising"], rtol=1e-6)
+    ratios = [gradients.pulls(own)["contrastive"][gradients.OF_A_BATCH] for own in (light, heavy)]
+    assert ratios[1] == pytest.approx(100 * ratios[0], rel=1e-6)
+
+    noise = torch.randn(400, 50, generator=torch.Generator().manual_seed(0))
+    assert gradients.steady(noise) < 0.3 < 6 < float(noise.norm(dim=1).mean())
+    assert gradients.steady(noise + 2) == pytest.approx(2 * 50**0.5, rel=0.02)

@@ -11,10 +11,9 @@ from itertools import permutations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mcpl.evaluation.similarity import pairwise
-from mcpl.objectives.attention import binarise, iou
+from mcpl.objectives.attention import binarise, covered, iou
 from mcpl.types import LearnedConcepts
 
 THRESHOLD = 0.5
@@ -51,8 +50,8 @@ def _true_masks(scored: Scored) -> tuple[list[int], Tensor] | None:
     if not with_mask:
         return None
     side = concepts[0].attention.shape[-1]
-    masks = [scored.masks[concepts[i].concept.slug].float()[None, None] for i in with_mask]
-    return with_mask, torch.cat([(F.adaptive_avg_pool2d(m, side) > 0.5).float()[0] for m in masks])
+    masks = torch.stack([covered(scored.masks[concepts[i].concept.slug][None], side)[0] for i in with_mask])
+    return with_mask, masks
 
 
 def _overlaps(scored: Scored, which: str) -> Tensor | None:

@@ -16,7 +16,7 @@ from mcpl.diffusion import bucket_centres, stratified_timesteps
 from mcpl.errors import ExampleError
 from mcpl.learning.settings import CUT_OUT, LearningSettings
 from mcpl.models.base import BaseModel, mean_embedding
-from mcpl.objectives.attention import member_positions
+from mcpl.objectives.attention import covered, member_positions
 from mcpl.packing import join_slots
 from mcpl.prompts import TEMPLATES, about, named, share_concepts, tokenize
 from mcpl.seeds import derive_seed
@@ -111,7 +111,7 @@ def make_shared_job(
         views=tuple(views),
         initial=_initial(concepts, model, settings, seed),
         seed=seed,
-        masks=None if given is None else F.adaptive_avg_pool2d(given, model.facts.latent_shape[-2:]).gt(0.5).to(given),
+        masks=None if given is None else covered(given, model.facts.latent_shape[-2:]),
     )
 
 

@@ -11,14 +11,13 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
-from torch.nn import functional
 
 from mcpl.errors import BankMismatch
 from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows, sent
 from mcpl.learning.settings import LearningSettings, ReleaseMask
 from mcpl.learning.step import Look, RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models.base import BaseModel
-from mcpl.objectives.attention import normalise
+from mcpl.objectives.attention import covered, normalise
 from mcpl.prompts import named
 from mcpl.types import CurvePoint, Job, LearnedConcept, LearnedConcepts, Pack, StepOutput, View
 
@@ -256,7 +255,7 @@ class Learner:
             if track.mask is None:
                 side = look.maps.shape[-1]
                 track.mask = job.masks.to(job.latents.dtype)
-                track.small_mask = functional.adaptive_avg_pool2d(track.mask, side).gt(0.5).to(track.mask)
+                track.small_mask = covered(track.mask, side).to(track.mask)
         else:
             mixed = look.mask_maps
             if settings.momentum and track.mask_maps is not None:

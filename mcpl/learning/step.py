@@ -175,7 +175,7 @@ class _Sight:
 
 def _sights(model, jobs, views, rows, learned, rows_at_once, settings: AttentionMask | None) -> list[_Sight]:
     """One picture of every job at once."""
-    errors, places, columns, refined, hidden = [], [], [], [], []
+    losses, errors, columns, refined, hidden = [], [], [], [], []
     pack, times = Pack(tuple(jobs)), settings.refine if settings else 0
     for start in range(0, len(rows[0].timesteps), rows_at_once):
         batch = pack_rows(pack, [r[start : start + rows_at_once] for r in rows], model)
@@ -183,24 +183,24 @@ def _sights(model, jobs, views, rows, learned, rows_at_once, settings: Attention
         with model.record(positions, affinity=times > 0) as recording:
             conditioning, prediction, wanted = _denoise(model, batch, learned)
         squared = (prediction - wanted).to(torch.promote_types(prediction.dtype, torch.float32)).square()
-        errors.append(squared.mean(dim=(1, 2, 3)).unflatten(0, (len(jobs), -1)))
-        places.append(squared.mean(dim=1).unflatten(0, (len(jobs), -1)))
+        losses.append(squared.mean(dim=(1, 2, 3)).unflatten(0, (len(jobs), -1)))
+        errors.append(squared.mean(dim=1).unflatten(0, (len(jobs), -1)))
         maps = recording.maps()
         columns.append(maps.unflatten(0, (len(jobs), -1)))
         if times:
             refined.append(refine(maps, recording.affinity(), times).unflatten(0, (len(jobs), -1)))
         hidden.append(conditioning.hidden.unflatten(0, (len(jobs), -1))[:, 0])
-    loss = torch.cat(errors, dim=1).mean(dim=1).tolist()  # [J]
+    loss = torch.cat(losses, dim=1).mean(dim=1).tolist()  # [J]
     by_time = torch.cat(columns, dim=1)  # [J, t, slots, m, m], padded to the longest job
     maps = by_time.mean(dim=1).cpu()  # from here on job by job, which only the host is quick at
     by_time = (torch.cat(refined, dim=1) if times else by_time).cpu()
-    states, where = hidden[0].cpu(), torch.cat(places, dim=1).mean(dim=1).cpu()
+    states, by_place = hidden[0].cpu(), torch.cat(errors, dim=1).mean(dim=1).cpu()  # [J, h, w]
     sights = []
     for j, (job, view) in enumerate(zip(jobs, views, strict=True)):
         own = _by_concept(maps[j], job, view)
         looked = settings is not None and (times > 0 or settings.sharp)
         mask_maps = _over_time(by_time[j], job, view, settings.sharp) if looked else own
-        sights.append(_Sight(loss[j], own, mask_maps, _largest_similarity(states[j], view), where[j]))
+        sights.append(_Sight(loss[j], own, mask_maps, _largest_similarity(states[j], view), by_place[j]))
     return sights
 
 

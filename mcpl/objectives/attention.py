@@ -31,6 +31,12 @@ def fit_to(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(masks[:, None], size=size, mode="nearest-exact")
 
 
+def covered(masks: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """True masks at a smaller size: 1 in cells of which they cover more than half. [..., H, W] -> [..., h, w], float"""
+    pooled = F.adaptive_avg_pool2d(masks.float().flatten(0, -3)[:, None], size)[:, 0]
+    return (pooled > 0.5).to(pooled).unflatten(0, masks.shape[:-2])
+
+
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Intersection over union of 0/1 masks, [..., h, w] -> [...]; two empty masks give 0."""
     intersection = (first * second).sum(dim=(-2, -1))

@@ -19,6 +19,7 @@ from mcpl.evaluation import judging
 from mcpl.evaluation.sampling import Wish, generate_all, spoken
 from mcpl.learning.batch import probe_rows
 from mcpl.learning.step import probe
+from mcpl.objectives.attention import covered, union
 from mcpl.orchestration.job import Outcome, Runner, masks_of
 from mcpl.prompts import said
 from mcpl.scenes.grammar import caption
@@ -59,21 +60,24 @@ def states(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
 
 
 def loss_by_place(learn: Runner, example: Example, outcome: Outcome) -> dict[str, Any]:
-    """The loss on fixed noise inside the true masks of the words' objects, all together, and outside of them, before
-    and after: what a masked loss is for, and what it leaves alone. Nothing without masks."""
+    """The loss on fixed noise inside the true masks of the words' objects, united as a masked loss would have them, and
+    outside of them, before and after: what such a loss is for, and what it leaves alone.
+
+    Nothing where an object has no mask; neither place where it has no cell of the latents.
+    """
     job, learned = outcome.job, outcome.learned
-    slugs = {c.concept.slug for c in learned.concepts if c.concept.is_object}
-    masks = [mask for slug, mask in masks_of(example, learn.model.facts.resolution).items() if slug in slugs]
-    if not masks:
+    masks = masks_of(example, learn.model.facts.resolution)
+    slugs = [c.concept.slug for c in learned.concepts if c.concept.is_object]
+    if not slugs or not all(slug in masks for slug in slugs):
         return {}
-    united = torch.stack(masks).amax(dim=0)[None].float()
-    inside = functional.adaptive_avg_pool2d(united, job.latents.shape[-2:])[0] > 0.5
+    each = covered(torch.stack([masks[slug] for slug in slugs]), tuple(job.latents.shape[-2:]))
+    inside = union(each) > 0
+    places = {"object_loss": inside, "ground_loss": ~inside}
     rows = probe_rows(job, learn.recipe, len(learn.model.alphas_cumprod))
     found = {}
     for when, words in (("_step0", job.initial), ("", torch.cat([c.vectors for c in learned.concepts]))):
         (look,) = probe(learn.model, [job], [rows], [words.to(job.initial)], learn.recipe.batch)
-        for name, place in (("object_loss", inside), ("ground_loss", ~inside)):
-            found[name + when] = float(look.errors[0][place].mean())
+        found |= {name + when: float(look.errors[0][place].mean()) for name, place in places.items() if place.any()}
     return found
 
 

@@ -90,10 +90,11 @@ def curves(
     log     a logarithmic axis, with a place for 0 left of the others; not where there is nothing but 0
     marked  a value of the setting that is drawn as a line: what the recipes have
 
-    Later curves are thinner, so that equal ones all show; dashes are the mean before learning, where a curve has one.
+    Later curves are thinner, so that equal ones all show; dashes are the mean before learning, once where it is equal.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     across = min(3, len(scores))
     down = math.ceil(len(scores) / across)
@@ -103,17 +104,21 @@ def curves(
     positive = [value for value in values if value > 0]
     log = log and bool(positive)
     zero = _left_of(positive) if log else None
+    before = False
     for axes, (metric, own) in zip(panels, scores.items(), strict=False):
+        dashed: list[tuple[tuple[float, float], ...]] = []
         for place, (colour, (name, points)) in enumerate(zip(CURVES, own.items(), strict=False)):
             at = [zero if log and value == 0 else value for value, _ in points]
             axes.fill_between(
                 at, [s.low for _, s in points], [s.high for _, s in points], color=colour, alpha=0.18, lw=0
             )
-            lw = max(1.2, 3.4 - 0.9 * place)
+            lw = 1 + 2.6 / (1 + place)
             axes.plot(at, [s.mean for _, s in points], "o-", color=colour, lw=lw, ms=2.4 + lw, label=name)
-            before = {round(s.before, 9) for _, s in points if s.before is not None}
-            if len(before) == 1:
-                axes.axhline(before.pop(), color=colour, lw=max(0.7, lw / 2), ls="--")
+            first = tuple((x, round(s.before, 9)) for x, (_, s) in zip(at, points, strict=True) if s.before is not None)
+            if first and first not in dashed:
+                dashed.append(first)
+                axes.plot(*zip(*first, strict=True), "--", color=colour, lw=1)
+        before = before or bool(dashed)
         if marked is not None:
             axes.axvline(marked, color=MUTED, lw=0.9, ls=":")
         quiet(axes) if not log else axes.grid(axis="y", color=RULE, lw=0.6)
@@ -133,7 +138,10 @@ def curves(
     for axes in panels[len(scores) :]:
         axes.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside upper left", ncols=4)
+    if before:
+        handles.append(Line2D([], [], color=MUTED, lw=1, ls="--"))
+        labels.append("before learning")
+    figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside upper left", ncols=5)
     return rendered(figure, FigureCanvasAgg)
 
 

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from mcpl.config import Placement, Recipe
+from mcpl.data.pictures import mask_png
 from mcpl.data.sources import scenes
-from mcpl.orchestration.job import Runner, masks_of
+from mcpl.learning.settings import AttentionMask
+from mcpl.orchestration.job import Runner
 from mcpl.orchestration.measures import MEASURES, sentences
 from mcpl.prompts import parse, said
+from mcpl.recipes import adjust
 from mcpl.scenes.grammar import marked_sentence
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.world import shapes
@@ -51,15 +54,18 @@ def test_loss_by_place_is_the_loss_on_fixed_noise_taken_apart(tiny):
     runner = Runner(recipe, Placement(pack=1, samples=0, device="cpu"), tiny)
     (example,) = scenes(1, seed=1).examples()
     (outcome,) = runner.outcomes([example])
-    found = MEASURES["loss by place"](runner, example, outcome)
-    side = tiny.facts.latent_shape[-1]
-    resolution = tiny.facts.resolution
-    masks = masks_of(example, resolution)
-    united = np.max([masks[c.slug].numpy() for c in outcome.job.concepts], axis=0)
-    cells = united.reshape(side, resolution // side, side, resolution // side).mean(axis=(1, 3)) > 0.5
-    assert 0 < cells.mean() < 1
+    measure = MEASURES["loss by place"]
+    found = measure(runner, example, outcome)
+    given = adjust(recipe, attention_mask=AttentionMask(source="given"))
+    share = float(Runner(given, runner.placement, tiny).prepare(example).masks[0].amax(dim=0).mean())
+    assert 0 < share < 1
     for when, point in (("_step0", outcome.learned.curve[0]), ("", outcome.learned.kept)):
-        whole = cells.mean() * found["object_loss" + when] + (1 - cells.mean()) * found["ground_loss" + when]
+        whole = share * found["object_loss" + when] + (1 - share) * found["ground_loss" + when]
         assert whole == pytest.approx(point.fixed_noise_loss, rel=1e-6)
     assert found["object_loss"] != found["object_loss_step0"]
-    assert MEASURES["loss by place"](runner, replace(example, masks={}), outcome) == {}
+    first, second = example.masks
+    assert measure(runner, replace(example, masks={first: example.masks[first]}), outcome) == {}
+    dot = np.zeros((32, 32), bool)
+    dot[0, 0] = True
+    small = replace(example, masks={first: mask_png(dot), second: mask_png(dot)})
+    assert set(measure(runner, small, outcome)) == {"ground_loss", "ground_loss_step0"}
