@@ -328,7 +328,7 @@ def tokenize(
     is an ordinary stand-in (`stand_ins[slug]`, else the vocabulary's end token is never used: the first piece of the
     slug), so ids above the end token never occur.
 
-    Raises ExampleError where a row is longer than the encoder holds.
+    Raises ExampleError where a row is longer than the encoder holds; `fitting` gives the templates in which none is.
     """
     stand_ins = stand_ins or {}
     if isinstance(vectors_per_word, int):
@@ -367,6 +367,17 @@ def token_count(
     return learned * vectors_per_word + ordinary + around + 2
 
 
+def fitting(
+    sentences: Sequence[Sentence], vocabulary: Vocabulary, vectors_per_word: int, templates: Sequence[str] = TEMPLATES
+) -> tuple[str, ...]:
+    """The first template, and those of the others in which every sentence fits the text encoder."""
+
+    def fits(template: str) -> bool:
+        return all(token_count(s, vocabulary, vectors_per_word, [template]) <= vocabulary.length for s in sentences)
+
+    return (templates[0], *filter(fits, templates[1:]))
+
+
 def _token_row(sentence, vocabulary, vectors_per_word, stand_ins, template):
     before, _, after = template.partition("{}")
     entries = [(vocabulary.start, -1, -1, False)]  # (token, slot, concept, is placeholder)
@@ -385,9 +396,9 @@ def _token_row(sentence, vocabulary, vectors_per_word, stand_ins, template):
         entries += [(piece, -1, -1, False) for piece in vocabulary.pieces(word)]
     entries.append((vocabulary.end, -1, -1, False))
     if len(entries) > vocabulary.length:
+        around = f" with template {template!r}" if before or after else ""
         raise ExampleError(
-            f"{len(entries)} tokens with template {template!r}, but the text encoder holds {vocabulary.length}: "
-            f"shorten {sentence.text!r}"
+            f"{len(entries)} tokens{around}, but the text encoder holds {vocabulary.length}: shorten {sentence.text!r}"
         )
     entries += [(vocabulary.pad, -1, -1, False)] * (vocabulary.length - len(entries))
     ids, slots, groups, placed = zip(*entries, strict=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mcpl.errors import ConfigError, ExampleError
-from mcpl.prompts import TEMPLATES, mark, parse, plain, token_count, tokenize
+from mcpl.prompts import TEMPLATES, fitting, mark, parse, plain, token_count, tokenize
 
 
 class Letters:
@@ -139,8 +139,18 @@ def test_ordinary_ids_stand_under_slots():
 
 
 def test_too_long_is_refused_with_both_numbers():
-    with pytest.raises(ExampleError, match=r"\d+ tokens .* holds 40"):
+    with pytest.raises(ExampleError, match=r"\d+ tokens, but the text encoder holds 40"):
         tokenize(parse("<x> " + "word " * 30), Letters())
+
+
+def test_only_templates_that_every_sentence_fits_are_used():
+    """36 words of one piece, the word, start and end: 39 of 40 tokens, so that a template may add one."""
+    short, long = parse("<x>"), parse("<x> " + "to " * 36)
+    assert fitting([short], Letters(), 1) == TEMPLATES
+    assert token_count(long, Letters(), templates=TEMPLATES[:1]) == 39
+    assert fitting([short, long], Letters(), 1) == TEMPLATES[:1]
+    assert fitting([long], Letters(), 1, ("{}", "a {}", "a photo of {}")) == ("{}", "a {}")
+    assert fitting([parse("<x> " + "to " * 60)], Letters(), 1) == TEMPLATES[:1]  # refused by tokenize, and told why
 
 
 def test_tokens_are_counted_as_they_are_laid_out():

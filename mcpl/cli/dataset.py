@@ -42,7 +42,7 @@ def dataset_validate(
     from mcpl.config import Recipe
     from mcpl.data.sources import Dataset, validate
     from mcpl.models import catalogue
-    from mcpl.prompts import parse, token_count
+    from mcpl.prompts import TEMPLATES, parse, token_count
 
     words = adjusted_recipe("paper", words=words).words
     dataset = Dataset.open(uri)  # refuses what is none before a model is loaded
@@ -52,7 +52,7 @@ def dataset_validate(
         report = validate(
             dataset,
             words,
-            token_length=lambda text: token_count(parse(text, words), vocabulary),
+            token_length=lambda text: token_count(parse(text, words), vocabulary, templates=TEMPLATES[:1]),
             token_limit=vocabulary.length if model else None,
             tokenizer=counter,
             on_row=advance,

@@ -72,7 +72,7 @@ def explain(
     from mcpl.learning.batch import initializer_words
     from mcpl.learning.familiarity import unknown_words
     from mcpl.models import catalogue
-    from mcpl.prompts import TEMPLATES, parse, token_count, tokenize
+    from mcpl.prompts import TEMPLATES, fitting, parse, token_count, tokenize
 
     chosen = adjusted_recipe(recipe, base=model, words=words)
     parsed = parse(sentence, chosen.words)
@@ -92,6 +92,7 @@ def explain(
         table.add_row(word.text, word.role, concept.slug if concept else "", tokens, start, style=colour)
     console.print(table)
     templates = TEMPLATES if chosen.templates == "captions" else TEMPLATES[:1]
+    templates = fitting([parsed], base.vocabulary, chosen.vectors_per_word, templates)
     tokenize(parsed, base.vocabulary, chosen.vectors_per_word, templates=templates)  # refuses what is too long
     longest = token_count(parsed, base.vocabulary, chosen.vectors_per_word, templates)
     console.print(

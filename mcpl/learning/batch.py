@@ -18,7 +18,7 @@ from mcpl.learning.settings import CUT_OUT, LearningSettings
 from mcpl.models.base import BaseModel, mean_embedding
 from mcpl.objectives.attention import covered, member_positions
 from mcpl.packing import join_slots
-from mcpl.prompts import TEMPLATES, about, named, share_concepts, tokenize
+from mcpl.prompts import TEMPLATES, about, fitting, named, share_concepts, tokenize
 from mcpl.seeds import derive_seed
 from mcpl.types import Concept, Job, Pack, PackedBatch, Sentence, View
 
@@ -90,6 +90,7 @@ def make_shared_job(
     seed = derive_seed(settings.seed, id)
     stand_ins = {c.slug: model.vocabulary.pieces(initializer_words(c, model, settings)[0])[0] for c in concepts}
     templates = TEMPLATES if settings.templates == "captions" else TEMPLATES[:1]
+    templates = fitting(sentences, model.vocabulary, settings.vectors_per_word, templates)
 
     def view(sentence: Sentence, look: int, picture: int | None = None) -> View:
         prompt = tokenize(sentence, model.vocabulary, settings.vectors_per_word, stand_ins, templates)

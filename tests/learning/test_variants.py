@@ -101,6 +101,19 @@ def test_a_marked_adjective_or_relation_is_learned_but_masks_nothing():
     }
 
 
+def test_many_words_of_many_vectors_leave_out_the_templates_that_do_not_fit(tiny, pixels):
+    """Five words of three vectors fill most of the text encoder: they are learned, in as many contexts as fit."""
+    text = "a red <star>, a blue <box>, a red <ring>, a blue <moon> and a red <disc>" + " left" * 7
+    settings = changed(vectors_per_word=3)
+    crowded, roomy = (make_job(tiny, "five", parse(t), pixels(1)[0], settings) for t in (text, "a red <star>"))
+    contexts = [len(job.looks[0].prompt.token_ids) for job in (crowded, roomy)]
+    assert 1 < contexts[0] < contexts[1]
+    together = make_shared_job(tiny, "two", [parse(text), parse("a <star>")], pixels(2), settings)
+    assert [len(view.prompt.token_ids) for view in together.views] == [contexts[0]] * 2
+    (result,) = Learner(tiny, Pack((together,)), settings).run()
+    assert len(result.concepts) == 5
+
+
 def test_initialisers(tiny, pixels):
     def first(text="a striped red <star> by a <box>", **changes):
         return make_job(tiny, "x", parse(text), pixels(1)[0], changed(**changes)).initial[0]
