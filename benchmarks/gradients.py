@@ -2,14 +2,15 @@
 
     python -m benchmarks.gradients [--recipes paper,best] [--pictures 10] [--draws 16] [--write FILE]
 
-At the words' start and at what a recipe learned, for each term with its weight, median and quartiles over pictures:
+At the words' start and at what a recipe learned, for each term with its weight, median and quartiles over pictures of
+two lengths, both over that of the denoising loss's gradient on one batch:
 
-    of a batch  length of its gradient over that of the denoising loss on the same rows, mean over `--draws` batches
-    steady      the same of what is alike in all batches, without the noise of their rows (mean product of two batches)
+    of a batch  its gradient's on the same batch, mean over `--draws` batches (the denoising loss's own is 1)
+    steady      what is alike in all batches, without the noise of their rows (mean product of two different batches)
 
-and for the denoising loss its own steady length over that of a batch. Adam does not see the scale of a loss: in a few
-steps a term changes what the words become by about "of a batch", in very many by "steady" at most. Masks are cut from
-one look at the same words, as a recipe's first are. The last line is one JSON object.
+Adam does not see the scale of a loss: in a few steps a term changes what the words become by about "of a batch", in
+very many by its "steady" beside the denoising loss's. Masks are cut from one look at the same words, as a recipe's
+first are. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from mcpl.seeds import derive_seed
 from mcpl.studies import START
 from mcpl.types import Job, Pack
 
-OF_A_BATCH, STEADY, OWN = "of a batch", "steady", "denoising, steady over a batch"
+OF_A_BATCH, STEADY = "of a batch", "steady"
 
 
 def masks_of_rows(model: BaseModel, job: Job, words: Tensor, recipe: Recipe) -> Callable[[Rows], RowMasks]:
@@ -84,16 +85,12 @@ def steady(batches: Tensor) -> float:
 
 
 def pulls(found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """term -> its ratios to the denoising loss's gradients; of the latter its own."""
-    lengths = {name: own.norm(dim=1) for name, own in found.items()}
-    common = {name: steady(own) for name, own in found.items()}
-    told = {"denoising": {OWN: common["denoising"] / float(lengths["denoising"].mean())}}
-    for name in found.keys() - {"denoising"}:
-        told[name] = {
-            OF_A_BATCH: float((lengths[name] / lengths["denoising"]).mean()),
-            STEADY: common[name] / max(common["denoising"], 1e-12),
-        }
-    return told
+    """term -> both lengths over that of the denoising loss's gradient on one batch."""
+    held = found["denoising"].norm(dim=1)
+    return {
+        name: {OF_A_BATCH: float((own.norm(dim=1) / held).mean()), STEADY: steady(own) / float(held.mean())}
+        for name, own in found.items()
+    }
 
 
 def quartiles(values: list[float]) -> list[float]:

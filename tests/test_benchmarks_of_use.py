@@ -123,6 +123,7 @@ def test_a_term_pulls_by_its_weight_and_noise_is_no_pull(tiny):
     assert not torch.allclose(cut["denoising"], whole["denoising"])
     let_through = found(1e-3, attention_mask=AttentionMask(threshold=0.999, outside=1.0))
     assert torch.allclose(let_through["denoising"], whole["denoising"], rtol=1e-6)
+    assert gradients.pulls(light)["denoising"][gradients.OF_A_BATCH] == pytest.approx(1)
     ratios = [gradients.pulls(own)["contrastive"][gradients.OF_A_BATCH] for own in (light, heavy)]
     assert ratios[1] == pytest.approx(100 * ratios[0], rel=1e-6)
 
