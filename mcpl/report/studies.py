@@ -126,7 +126,10 @@ def curves(
             axes.set_xscale("log")
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=MUTED, labelsize=8)
-            ticks = positive if len(positive) < 8 else positive[::2]
+            ticks: list[float] = []
+            for value in positive:
+                if not ticks or value >= 2 * ticks[-1]:  # nearer ones would write over each other
+                    ticks.append(value)
             axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
             if 0 in values:
                 axes.set_xticks([zero, *ticks], ["0", *(f"{value:g}" for value in ticks)])
