@@ -31,7 +31,7 @@ from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows
 from mcpl.learning.step import RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
 from mcpl.models import catalogue
 from mcpl.models.base import BaseModel
-from mcpl.orchestration.job import Runner
+from mcpl.orchestration.job import Runner, ends
 from mcpl.recipes import adjust, load
 from mcpl.scenes.judge import WEIGHTS as JUDGE
 from mcpl.seeds import derive_seed
@@ -69,10 +69,10 @@ def gradients(
     for draw in range(draws):
         generator = torch.Generator().manual_seed(derive_seed(job.seed, "gradients", draw))
         drawn = draw_rows(job, generator, recipe, len(model.alphas_cumprod))
-        batch = pack_rows(Pack((job,)), [drawn], model)
+        batch, row_masks = pack_rows(Pack((job,)), [drawn], model), masks(drawn)
         for name, term in recipe.terms.items():
             leaf = words.detach().clone().requires_grad_()
-            output = step(model, batch, leaf, masks(drawn), {name: term}, 1, number)
+            output = step(model, batch, leaf, row_masks, {name: term}, 1, number)
             found[name].append(torch.autograd.grad(output.loss.sum(), leaf)[0].flatten())
     return {name: torch.stack(own) for name, own in found.items()}
 
@@ -103,8 +103,8 @@ def measure(runner: Runner, set_: str, split: str, pictures: int, draws: int) ->
     told: dict[str, list[dict[str, dict[str, float]]]] = {"start": [], "learned": []}
     for outcome in runner.outcomes(list(examples(set_, split, pictures)), looked_at=False):
         job = outcome.job
-        kept = torch.cat([concept.vectors for concept in outcome.learned.concepts]).to(job.initial)
-        for when, words, number in (("start", job.initial, 0), ("learned", kept, max(0, runner.recipe.steps - 1))):
+        last = max(0, runner.recipe.steps - 1)
+        for when, words, number in (("start", job.initial, 0), ("learned", ends(job, outcome.learned), last)):
             told[when].append(pulls(gradients(runner.model, job, words, runner.recipe, draws, number)))
     return {
         when: {

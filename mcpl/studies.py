@@ -286,37 +286,31 @@ def parts() -> Study:
 
 
 def masked_loss() -> Study:
-    mask = best().attention_mask
     tempered, fast = (f"at {lr:g}" for lr in (paper().lr, plain().lr))
     recipes = {
         tempered: (ablated(False, False, False, paper().lr), AttentionMask()),
         fast: (ablated(False, False, False, plain().lr), AttentionMask()),
-        "best": (best(), mask.model_copy(update={"on_loss": True})),
+        "best": (best(), best().attention_mask.model_copy(update={"on_loss": True})),
     }
-    seen = [(name, what, {}) for name in recipes for what in ("whole picture", "own masks", "true masks")]
-    seen += [(name, f"own masks, {share:g} outside", {"outside": share})
-             for name, share in ((fast, 0.3), (fast, 0.5), ("best", 0.5))]  # fmt: skip
+    ways = {"whole picture": None, "own masks": {}, "true masks": {"source": "given"}}
+    seen = [
+        *((name, *way) for name in recipes for way in ways.items()),
+        *((name, f"own masks, {share:g} outside", {"outside": share})
+          for name, share in ((fast, 0.3), (fast, 0.5), ("best", 0.5))),
+        ("best", "whole picture, attention to true masks", {"source": "given", "on_loss": False}),
+    ]  # fmt: skip
     cells = []
     for name, what, changes in seen:
         whole, own = recipes[name]
-        masks = own.model_copy(update=changes | ({"source": "given"} if what == "true masks" else {}))
+        masked = whole if changes is None else adjust(whole, attention_mask=own.model_copy(update=changes))
         cells.append(
             Cell(
                 name=f"{name}, {what}",
-                recipe=_from(whole if what == "whole picture" else adjust(whole, attention_mask=masks)),
+                recipe=_from(masked),
                 against=None if what == "whole picture" else f"{name}, whole picture",
                 levels={"recipe": name, "loss": what},
             )
         )
-    told = adjust(best(), attention_mask=mask.model_copy(update={"source": "given"}))
-    cells.append(
-        Cell(
-            name="best, whole picture, attention to true masks",
-            recipe=_from(told),
-            against="best, whole picture",
-            levels={"recipe": "best", "loss": "whole picture, attention to true masks"},
-        )
-    )
     return Study(
         name="masked-loss",
         question="Does a masked loss explain the objects better where it explains the picture worse, and would true "

@@ -69,10 +69,10 @@ def explain(
     words: Words = None,
 ) -> None:
     """Show tokens, roles and initialisers of a sentence before anything is trained."""
-    from mcpl.learning.batch import initializer_words
+    from mcpl.learning.batch import initializer_words, templates_of
     from mcpl.learning.familiarity import unknown_words
     from mcpl.models import catalogue
-    from mcpl.prompts import TEMPLATES, fitting, parse, token_count, tokenize
+    from mcpl.prompts import parse, token_count, tokenize
 
     chosen = adjusted_recipe(recipe, base=model, words=words)
     parsed = parse(sentence, chosen.words)
@@ -91,8 +91,7 @@ def explain(
             tokens, start = " ".join(base.vocabulary.text(piece) for piece in base.vocabulary.pieces(word.text)), ""
         table.add_row(word.text, word.role, concept.slug if concept else "", tokens, start, style=colour)
     console.print(table)
-    templates = TEMPLATES if chosen.templates == "captions" else TEMPLATES[:1]
-    templates = fitting([parsed], base.vocabulary, chosen.vectors_per_word, templates)
+    templates = templates_of([parsed], base, chosen)
     tokenize(parsed, base.vocabulary, chosen.vectors_per_word, templates=templates)  # refuses what is too long
     longest = token_count(parsed, base.vocabulary, chosen.vectors_per_word, templates)
     console.print(

@@ -74,6 +74,12 @@ def make_job(
     return make_shared_job(model, id, [sentence], pixels[None], settings, [masks or {}])
 
 
+def templates_of(sentences: Sequence[Sentence], model: BaseModel, settings: LearningSettings) -> tuple[str, ...]:
+    """What the sentences of a job are wrapped in: the settings' templates that all of them fit."""
+    chosen = TEMPLATES if settings.templates == "captions" else TEMPLATES[:1]
+    return fitting(sentences, model.vocabulary, settings.vectors_per_word, chosen)
+
+
 def make_shared_job(
     model: BaseModel,
     id: str,
@@ -89,8 +95,7 @@ def make_shared_job(
         raise ExampleError(f"nothing to learn in {sentences[0].text!r}")
     seed = derive_seed(settings.seed, id)
     stand_ins = {c.slug: model.vocabulary.pieces(initializer_words(c, model, settings)[0])[0] for c in concepts}
-    templates = TEMPLATES if settings.templates == "captions" else TEMPLATES[:1]
-    templates = fitting(sentences, model.vocabulary, settings.vectors_per_word, templates)
+    templates = templates_of(sentences, model, settings)
 
     def view(sentence: Sentence, look: int, picture: int | None = None) -> View:
         prompt = tokenize(sentence, model.vocabulary, settings.vectors_per_word, stand_ins, templates)

@@ -288,6 +288,11 @@ def beginnings(job: Job) -> dict[str, Tensor]:
     return {c.slug: rows for c, rows in zip(job.concepts, job.initial.chunk(len(job.concepts)), strict=True)}
 
 
+def ends(job: Job, learned: LearnedConcepts) -> Tensor:
+    """The rows of all words as they were learned, where `job.initial` has what they started from. [slots, D]"""
+    return torch.cat([word.vectors for word in learned.concepts]).to(job.initial)
+
+
 def masks_of(example: Example, side: int) -> dict[str, Tensor]:
     """slug -> usable mask [side, side] 0/1; a damaged one only costs its own scores."""
     picture, masks = load_picture(example.image), {}

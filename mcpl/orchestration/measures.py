@@ -20,7 +20,7 @@ from mcpl.evaluation.sampling import Wish, generate_all, spoken
 from mcpl.learning.batch import probe_rows
 from mcpl.learning.step import probe
 from mcpl.objectives.attention import covered, union
-from mcpl.orchestration.job import Outcome, Runner, masks_of
+from mcpl.orchestration.job import Outcome, Runner, ends, masks_of
 from mcpl.prompts import said
 from mcpl.scenes.grammar import caption
 from mcpl.scenes.scene import Scene, sample_scene
@@ -75,8 +75,8 @@ def loss_by_place(learn: Runner, example: Example, outcome: Outcome) -> dict[str
     places = {"object_loss": inside, "ground_loss": ~inside}
     rows = probe_rows(job, learn.recipe, len(learn.model.alphas_cumprod))
     found = {}
-    for when, words in (("_step0", job.initial), ("", torch.cat([c.vectors for c in learned.concepts]))):
-        (look,) = probe(learn.model, [job], [rows], [words.to(job.initial)], learn.recipe.batch)
+    for when, words in (("_step0", job.initial), ("", ends(job, learned))):
+        (look,) = probe(learn.model, [job], [rows], [words], learn.recipe.batch)
         found |= {name + when: float(look.errors[0][place].mean()) for name, place in places.items() if place.any()}
     return found
 

@@ -104,9 +104,8 @@ def curves(
     positive = [value for value in values if value > 0]
     log = log and bool(positive)
     zero = _left_of(positive) if log else None
-    before = False
     for axes, (metric, own) in zip(panels, scores.items(), strict=False):
-        dashed: list[tuple[tuple[float, float], ...]] = []
+        dashed: set[tuple[tuple[float, float], ...]] = set()
         for place, (colour, (name, points)) in enumerate(zip(CURVES, own.items(), strict=False)):
             at = [zero if log and value == 0 else value for value, _ in points]
             axes.fill_between(
@@ -116,9 +115,8 @@ def curves(
             axes.plot(at, [s.mean for _, s in points], "o-", color=colour, lw=lw, ms=2.4 + lw, label=name)
             first = tuple((x, round(s.before, 9)) for x, (_, s) in zip(at, points, strict=True) if s.before is not None)
             if first and first not in dashed:
-                dashed.append(first)
+                dashed.add(first)
                 axes.plot(*zip(*first, strict=True), "--", color=colour, lw=1)
-        before = before or bool(dashed)
         if marked is not None:
             axes.axvline(marked, color=MUTED, lw=0.9, ls=":")
         quiet(axes) if not log else axes.grid(axis="y", color=RULE, lw=0.6)
@@ -126,13 +124,8 @@ def curves(
             axes.set_xscale("log")
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(colors=MUTED, labelsize=8)
-            ticks: list[float] = []
-            for value in positive:
-                if not ticks or value >= 2 * ticks[-1]:  # nearer ones would write over each other
-                    ticks.append(value)
-            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
-            if 0 in values:
-                axes.set_xticks([zero, *ticks], ["0", *(f"{value:g}" for value in ticks)])
+            ticks = _apart(values)
+            axes.set_xticks([zero if value == 0 else value for value in ticks], [f"{value:g}" for value in ticks])
             axes.minorticks_off()
         else:
             axes.set_xticks(values if len(values) < 8 else values[::2])
@@ -141,11 +134,20 @@ def curves(
     for axes in panels[len(scores) :]:
         axes.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    if before:
+    if any(s.before is not None for own in scores.values() for points in own.values() for _, s in points):
         handles.append(Line2D([], [], color=MUTED, lw=1, ls="--"))
         labels.append("before learning")
     figure.legend(handles, labels, frameon=False, fontsize=8.5, loc="outside upper left", ncols=5)
     return rendered(figure, FigureCanvasAgg)
+
+
+def _apart(values: Sequence[float]) -> list[float]:
+    """Those of rising values, 0 too, that a logarithmic axis can name: nearer ones would write over each other."""
+    apart: list[float] = []
+    for value in values:
+        if not apart or value >= 2 * apart[-1]:
+            apart.append(value)
+    return apart
 
 
 def _left_of(positive: Sequence[float]) -> float:
