@@ -279,9 +279,10 @@ def _best(share: np.ndarray, weight: np.ndarray, seen: np.ndarray | None = None)
                 top, left = corners[number, place] - _EDGE
                 places[number] = (int(top), int(left), size)
     likeness = np.zeros(len(SHAPES))
+    open_, wide = np.pad(open_, 1, mode="edge"), np.pad(wide, 1)  # an outline at the very edge has neighbours too
     for number in best.argsort()[-FINALISTS:]:
         top, left, size = places[number]
-        window = (slice(top + _EDGE - 1, top + _EDGE + size + 1), slice(left + _EDGE - 1, left + _EDGE + size + 1))
+        window = (slice(top + _EDGE, top + _EDGE + size + 2), slice(left + _EDGE, left + _EDGE + size + 2))
         counted, covered = open_[window], wide[window]
         for outline in _drawn(size)[:, number]:  # sharp and soft
             met = (counted * np.minimum(covered, outline)).sum()

@@ -166,6 +166,9 @@ def test_the_second_judge_by_hand():
     cross[20:28, 20:28] = COLOURS["pink"]
     cross[2, 28] = COLOURS["pink"]  # a speck is dirt
     assert sorted(seen[0] for seen in _second(cross)) == ["cross", "square"]
+    edge = _canvas()
+    edge[13:31, 25:] = COLOURS["yellow"]  # the outline most like it reaches as far over the border as any may
+    assert [seen[:2] for seen in _second(edge)] == [("none", "yellow")]
 
 
 def test_features_tell_scenes_apart(judge):
