@@ -259,27 +259,44 @@ def ablation() -> Study:
     )
 
 
+TOLD = {"unnamed-2": "", "unnamed-2-bare": ", no adjectives"}
+"""set -> what the name of a cell says of it"""
+
+
 def parts() -> Study:
     whole = best()
     mask = whole.attention_mask
-
-    left_out = {
+    kept = ("vectors_per_word", "fixed_norm", "lr", "lr_decay", "steps")
+    recipes = {
+        "best": whole,
         "one vector": adjust(whole, vectors_per_word=1),
         "free norm": adjust(whole, fixed_norm=False),
         "constant rate": adjust(whole, lr_decay=0.0),
         "no attention loss": _without(whole, "attention"),
+        "attention loss of weight 1": _term(whole, "attention", weight=1.0),
         "no PromptCL": _without(whole, "contrastive"),
+        "no regulariser": adjust(plain(), **{name: getattr(whole, name) for name in kept}),
         "raw maps": adjust(whole, attention_mask=AttentionMask(on_loss=mask.on_loss, threshold=mask.threshold)),
         "masked loss": adjust(whole, attention_mask=mask.model_copy(update={"on_loss": True})),
     }
-    cells = [Cell(name=name, recipe=_from(recipe), against="best") for name, recipe in left_out.items()]
     return Study(
         name="parts",
-        question="What does `best` lose without its parts?",
-        cells=(Cell(name="best", recipe=_from(whole)), *cells),
+        question="What does `best` lose without its parts, and what would a heavier attention loss bring?",
+        cells=tuple(
+            Cell(
+                name=f"{name}{told}",
+                recipe=_from(recipe),
+                set=set,
+                against=None if name == "best" else f"best{told}",
+                levels={"part": name, "set": set},
+            )
+            for (set, told), (name, recipe) in product(TOLD.items(), recipes.items())
+        ),
         notes=(
             "raw maps: masks from one look's plain mean over time steps, neither refined nor weighed by sharpness, nor "
             "exclusive. masked loss: AttnMask on the loss too, as in `paper`.",
+            "no regulariser: vectors, norm and rate of `best`, learned by the denoising loss alone.",
+            "Without adjectives nothing but the word itself says where its object is.",
             "Not asked: the initialiser, which is one for all cells.",
         ),
     )
