@@ -76,6 +76,9 @@ class Study(Settings):
     name: str
     question: str
     cells: tuple[Cell, ...] = Field(min_length=1)
+    pairs: tuple[tuple[str, str], ...] = Field(
+        (), description="cells compared beside those with `against`: minus the second"
+    )
     metrics: tuple[str, ...] = SCORES
     figures: tuple[Figure, ...] = (Figure(),)
     sections: tuple[str, ...] = Field((), description="further parts of the report, by name")
@@ -100,7 +103,14 @@ class Study(Settings):
                 raise ValueError(f"cell {cell.name}: no telling {cell.told!r}, or no kind of scenes {cell.only!r}")
             if cell.against is not None and cell.against not in names:
                 raise ValueError(f"cell {cell.name} is compared with {cell.against!r}, which is no cell")
+        if strangers := {name for pair in self.pairs for name in pair} - set(names):
+            raise ValueError(f"pairs name what is no cell: {', '.join(sorted(strangers))}")
         return self
+
+    @property
+    def compared(self) -> list[tuple[str, str]]:
+        """(cell, the cell that it is compared with), those of `against` first."""
+        return [*((cell.name, cell.against) for cell in self.cells if cell.against), *self.pairs]
 
     def cell(self, name: str) -> Cell:
         return next(cell for cell in self.cells if cell.name == name)
@@ -615,6 +625,16 @@ def baselines() -> Study:
         name="baselines",
         question="Does the order of the paper's table come back on Scenes-MC?",
         cells=tuple(cells),
+        pairs=tuple(
+            (f"{first}, {domain}", f"{second}, {domain}")
+            for domain in domains.values()
+            for first, second in (
+                ("one", "one word at a time"),
+                ("best (ours)", "one word at a time"),
+                ("best (ours)", "one"),
+                ("one+CL+Mask", "one+CL"),
+            )
+        ),
         metrics=(*SIMILARITIES, *SCORES),
         sections=("paper",),
         measures=("states",),

@@ -22,11 +22,10 @@ def test_every_study_is_whole_and_all_of_its_cells_start_from_the_same_words(nam
     assert all(len({getattr(cell.recipe, field) for cell in study.cells}) == 1 for field in begun)
     assert len({(c.recipe.seed, c.recipe.base, c.recipe.batch) for c in study.cells}) == 1
     assert {c.recipe.lr for c in study.cells} <= {paper().lr, plain().lr, best().lr}
-    for cell in study.cells:
-        if cell.against:
-            reference = study.cell(cell.against)
-            streams = {benchmark.find(which.set).stream for which in (cell, reference)}
-            assert len(streams) == 1 and cell.only == reference.only, "paired with pictures of another set"
+    for pair in study.compared:
+        cell, reference = map(study.cell, pair)
+        streams = {benchmark.find(which.set).stream for which in (cell, reference)}
+        assert len(streams) == 1 and cell.only == reference.only, "paired with pictures of another set"
     assert Study(**study.model_dump(mode="json")) == study, "study.json must hold all of it"
 
 

@@ -256,32 +256,28 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def _differences(study: Study, found: Mapping[str, Scores]) -> str:
     """Each cell minus its reference, picture by picture. Cells that are one recipe are one test."""
-    pairs = [(cell.name, cell.against) for cell in study.cells if cell.against]
-    if not pairs:
+    if not study.compared:
         return ""
     work = study.work_of
-    told: dict[str, dict[str, str]] = {name: {} for name, _ in pairs}
+    told: dict[tuple[str, str], dict[str, str]] = {pair: {} for pair in study.compared}
     few = bool(found)
     for metric, by_cell in found.items():
         differ = {
-            name: statistics.difference(by_cell[name], by_cell[against])
-            for name, against in pairs
+            (name, against): statistics.difference(by_cell[name], by_cell[against])
+            for name, against in told
             if name in by_cell and against in by_cell
         }
-        tests = {(work[name], work[against]): differ[name] for name, against in pairs if name in differ}
+        tests = {(work[name], work[against]): one for (name, against), one in differ.items()}
         tests = {both: one for both, one in tests.items() if len(set(both)) > 1 and one.pictures}
         sure = {both for both, one in statistics.corrected(tests).items() if one.p < SURE}
-        for name, against in pairs:
-            if one := differ.get(name):
-                sign = one.interval.signed
-                told[name][metric] = f"**{sign}**" if (work[name], work[against]) in sure else sign
+        for (name, against), one in differ.items():
+            sign = one.interval.signed
+            told[name, against][metric] = f"**{sign}**" if (work[name], work[against]) in sure else sign
         least = [len(tests) * statistics.least_chance(one.pictures) for one in tests.values()]
         few = few and min(least, default=0.0) >= SURE
     lines = [["cell", "minus", *(_said(metric) for metric in found)]]
     lines.append(["---", "---", *["---:"] * len(found)])
-    lines += [
-        [name, against, *(told[name].get(metric, "-") for metric in found)] for name, against in pairs if told[name]
-    ]
+    lines += [[*pair, *(own.get(metric, "-") for metric in found)] for pair, own in told.items() if own]
     note = "\nSo few pictures cannot carry a test of so many differences: nothing here can be bold.\n"
     return "## Against the reference\n\n" + _markdown(lines) + (note if few else "")
 

@@ -234,6 +234,19 @@ def test_cells_that_are_one_recipe_are_one_test(pictures):
     assert ("nothing here can be bold" in text) == (pictures == 8)
 
 
+def test_a_cell_is_compared_with_more_than_its_reference():
+    """Three cells worth .2, .5 and .6; the third is told against the first, as all are, and against the second."""
+    study = build("ablation", Size(seeds=1))
+    worth = {"nothing at 0.01": 0.2, "CL at 0.01": 0.5, "mask at 0.01": 0.6}
+    pairs = (("mask at 0.01", "CL at 0.01"),)
+    study = study.model_copy(update={"cells": tuple(map(study.cell, worth)), "pairs": pairs, "sections": ()})
+    text = report.markdown(study, rows_of(study, lambda cell: [[{"assignment": worth[cell.name]}] * 9]))
+    assert "| mask at 0.01 | nothing at 0.01 | **+0.400 [all alike]** |" in text
+    assert "| mask at 0.01 | CL at 0.01 | **+0.100 [all alike]** |" in text
+    with pytest.raises(ValueError, match="pairs name what is no cell: masks"):
+        type(study)(**study.model_dump() | {"pairs": (("masks", "CL at 0.01"),)})
+
+
 def test_cells_that_share_no_picture_are_no_test():
     """Eight signs carry the five differences of one rate, not ten; nor is anything said where nothing is compared."""
     study = build("ablation", Size(seeds=1))
