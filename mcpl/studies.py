@@ -275,7 +275,6 @@ TOLD = {"unnamed-2": "", "unnamed-2-bare": ", no adjectives"}
 
 def parts() -> Study:
     whole = best()
-    mask = whole.attention_mask
     kept = ("vectors_per_word", "fixed_norm", "lr", "lr_decay", "steps")
     recipes = {
         "best": whole,
@@ -286,12 +285,10 @@ def parts() -> Study:
         "attention loss of weight 1": _term(whole, "attention", weight=1.0),
         "no PromptCL": _without(whole, "contrastive"),
         "no regulariser": adjust(plain(), **{name: getattr(whole, name) for name in kept}),
-        "raw maps": adjust(whole, attention_mask=AttentionMask(on_loss=mask.on_loss, threshold=mask.threshold)),
-        "masked loss": adjust(whole, attention_mask=mask.model_copy(update={"on_loss": True})),
     }
     return Study(
         name="parts",
-        question="What does `best` lose without its parts, and what would a heavier attention loss bring?",
+        question="What does `best` lose without its parts, with adjectives and without?",
         cells=tuple(
             Cell(
                 name=f"{name}{told}",
@@ -303,11 +300,9 @@ def parts() -> Study:
             for (set, told), (name, recipe) in product(TOLD.items(), recipes.items())
         ),
         notes=(
-            "raw maps: masks from one look's plain mean over time steps, neither refined nor weighed by sharpness, nor "
-            "exclusive. masked loss: AttnMask on the loss too, as in `paper`.",
             "no regulariser: vectors, norm and rate of `best`, learned by the denoising loss alone.",
-            "Without adjectives nothing but the word itself says where its object is.",
-            "Not asked: the initialiser, which is one for all cells.",
+            "Without adjectives nothing but the word itself, and its side in the sentence, says where its object is.",
+            "Not asked: the initialiser, which is one for all cells; a mask on the loss, which `masked-loss` asks.",
         ),
     )
 
