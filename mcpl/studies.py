@@ -76,9 +76,7 @@ class Study(Settings):
     name: str
     question: str
     cells: tuple[Cell, ...] = Field(min_length=1)
-    pairs: tuple[tuple[str, str], ...] = Field(
-        (), description="cells compared beside those with `against`: minus the second"
-    )
+    pairs: tuple[tuple[str, str], ...] = Field((), description="(cell, cell): further differences, first minus second")
     metrics: tuple[str, ...] = SCORES
     figures: tuple[Figure, ...] = (Figure(),)
     sections: tuple[str, ...] = Field((), description="further parts of the report, by name")
@@ -105,6 +103,8 @@ class Study(Settings):
                 raise ValueError(f"cell {cell.name} is compared with {cell.against!r}, which is no cell")
         if strangers := {name for pair in self.pairs for name in pair} - set(names):
             raise ValueError(f"pairs name what is no cell: {', '.join(sorted(strangers))}")
+        if any(first == second for first, second in self.compared) or len({*self.compared}) < len(self.compared):
+            raise ValueError("a cell is compared with itself, or twice with another")
         return self
 
     @property
@@ -269,8 +269,8 @@ def ablation() -> Study:
     )
 
 
-TOLD = {"unnamed-2": "", "unnamed-2-bare": ", no adjectives"}
-"""set -> what the name of a cell says of it"""
+PARTS_ON = {"unnamed-2": "", "unnamed-2-bare": ", no adjectives"}
+"""set that `parts` asks -> what the names of its cells say of it"""
 
 
 def parts() -> Study:
@@ -291,13 +291,13 @@ def parts() -> Study:
         question="What does `best` lose without its parts, with adjectives and without?",
         cells=tuple(
             Cell(
-                name=f"{name}{told}",
+                name=f"{name}{said}",
                 recipe=_from(recipe),
                 set=set,
-                against=None if name == "best" else f"best{told}",
+                against=None if name == "best" else f"best{said}",
                 levels={"part": name, "set": set},
             )
-            for (set, told), (name, recipe) in product(TOLD.items(), recipes.items())
+            for (set, said), (name, recipe) in product(PARTS_ON.items(), recipes.items())
         ),
         notes=(
             "no regulariser: vectors, norm and rate of `best`, learned by the denoising loss alone.",

@@ -243,8 +243,10 @@ def test_a_cell_is_compared_with_more_than_its_reference():
     text = report.markdown(study, rows_of(study, lambda cell: [[{"assignment": worth[cell.name]}] * 9]))
     assert "| mask at 0.01 | nothing at 0.01 | **+0.400 [all alike]** |" in text
     assert "| mask at 0.01 | CL at 0.01 | **+0.100 [all alike]** |" in text
-    with pytest.raises(ValueError, match="pairs name what is no cell: masks"):
-        type(study)(**study.model_dump() | {"pairs": (("masks", "CL at 0.01"),)})
+    refused = {"masks": "pairs name what is no cell: masks", "CL at 0.01": "itself", "mask at 0.01": "twice"}
+    for first, why in refused.items():
+        with pytest.raises(ValueError, match=why):
+            type(study)(**study.model_dump() | {"pairs": ((first, "CL at 0.01"), *pairs)})
 
 
 def test_cells_that_share_no_picture_are_no_test():

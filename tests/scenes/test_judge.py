@@ -168,7 +168,7 @@ def test_the_second_judge_by_hand():
     assert sorted(seen[0] for seen in _second(cross)) == ["cross", "square"]
     edge = _canvas()
     edge[13:31, 25:] = COLOURS["yellow"]  # the outline most like it reaches as far over the border as any may
-    assert [seen[:2] for seen in _second(edge)] == [("none", "yellow")]
+    assert [seen[:2] for seen in _second(edge)] == [("none", "yellow")]  # its middle is the outline's, outside too
 
 
 def test_features_tell_scenes_apart(judge):
