@@ -255,15 +255,16 @@ def _best(share: np.ndarray, weight: np.ndarray, seen: np.ndarray | None = None)
     steps, sizes = ((-1, 0, 1), range(max(5, extent - 1), max(6, extent + 2) + 1))
     if seen is not None:  # neither its extent nor its middle is known
         steps, sizes = range(-4, 5), range(max(6, extent - 1), min(LARGEST, extent + 5) + 1)
-    wide, whole = np.pad(share, _EDGE), (weight[:, None] * share).sum()
-    heavy = np.pad(np.broadcast_to(weight[:, None], share.shape), _EDGE, mode="edge")
-    open_ = heavy if seen is None else heavy * np.pad(seen, _EDGE, constant_values=True)
+    border = _EDGE + 1  # an outline at the very edge has neighbours too
+    wide, whole = np.pad(share, border), (weight[:, None] * share).sum()
+    heavy = np.pad(np.broadcast_to(weight[:, None], share.shape), border, mode="edge")
+    open_ = heavy if seen is None else heavy * np.pad(seen, border, constant_values=True)
     best = np.zeros(len(SHAPES))
     places = [(0, 0, min(sizes))] * len(SHAPES)
     for size in sizes:
         outlines, middles = _outlines(size)
         corners = np.rint(np.array(centre) - middles).astype(int)[:, None] + [(i, j) for i in steps for j in steps]
-        corners = np.clip(corners + _EDGE, 0, len(wide) - size)  # [shapes, places, 2]
+        corners = np.clip(corners + border, 1, len(wide) - size - 1)  # [shapes, places, 2]
         down, right = (corners[..., axis, None] + np.arange(size) for axis in (0, 1))
         at = (down[..., :, None], right[..., None, :])
         counted = open_[at]
@@ -276,13 +277,12 @@ def _best(share: np.ndarray, weight: np.ndarray, seen: np.ndarray | None = None)
         for number, place in enumerate(common.argmax(1)):
             if common[number, place] > best[number]:
                 best[number] = common[number, place]
-                top, left = corners[number, place] - _EDGE
+                top, left = corners[number, place] - border
                 places[number] = (int(top), int(left), size)
     likeness = np.zeros(len(SHAPES))
-    open_, wide = np.pad(open_, 1, mode="edge"), np.pad(wide, 1)  # an outline at the very edge has neighbours too
     for number in best.argsort()[-FINALISTS:]:
         top, left, size = places[number]
-        window = (slice(top + _EDGE, top + _EDGE + size + 2), slice(left + _EDGE, left + _EDGE + size + 2))
+        window = tuple(slice(at + border - 1, at + border + size + 1) for at in (top, left))
         counted, covered = open_[window], wide[window]
         for outline in _drawn(size)[:, number]:  # sharp and soft
             met = (counted * np.minimum(covered, outline)).sum()
