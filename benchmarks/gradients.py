@@ -1,6 +1,6 @@
 """How hard does each term of a recipe pull at the words, beside the denoising loss?
 
-    python -m benchmarks.gradients [--recipes paper,best] [--pictures 10] [--draws 16] [--write FILE]
+    python -m benchmarks.gradients [--recipes paper,combined] [--pictures 10] [--draws 16] [--write FILE]
 
 At the words' start and at what a recipe learned, for each term with its weight, median and quartiles over pictures of
 two lengths, both over that of the denoising loss's gradient on one batch:
@@ -46,8 +46,6 @@ def masks_of_rows(model: BaseModel, job: Job, words: Tensor, recipe: Recipe) -> 
     settings = recipe.looked_mask
     if settings is None:
         return lambda drawn: RowMasks(None, None)
-    if settings.source == "given":
-        raise SystemExit("this recipe has given masks: only those that words cut themselves are looked at here")
     rows = [probe_rows(job, recipe, len(model.alphas_cumprod))]
     (look,) = probe(model, [job], rows, [words], recipe.batch, settings)
     small = cut_masks(look.mask_maps, job, settings)
@@ -117,7 +115,7 @@ def measure(runner: Runner, set_: str, split: str, pictures: int, draws: int) ->
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--recipes", default="paper,best")
+    options.add_argument("--recipes", default="paper,combined")
     options.add_argument("--set", default="unnamed-2")
     options.add_argument("--split", default="dev")
     options.add_argument("--pictures", type=int, default=10)
@@ -125,9 +123,11 @@ def main() -> None:
     options.add_argument("--steps", type=int, help="of learning, instead of the recipe's own")
     options.add_argument("--write", type=Path, help="keep the figures here (JSON)")
     given = options.parse_args()
+    recipes = {name: adjust(load(name), **START, steps=given.steps) for name in given.recipes.split(",")}
+    if given_masks := [name for name, recipe in recipes.items() if recipe.needs_masks]:
+        options.error(f"{given_masks[0]} learns from given masks, and only those that words cut are looked at")
     model, found = catalogue.load(str(BASE)), {}
-    for name in given.recipes.split(","):
-        recipe = adjust(load(name), **START, steps=given.steps)
+    for name, recipe in recipes.items():
         runner = Runner(recipe, Placement(pack=given.pictures, samples=0, device="cpu"), model)
         found[name] = measure(runner, given.set, given.split, given.pictures, given.draws)
         print(name, found[name], flush=True)

@@ -65,7 +65,7 @@ REPORTED = {
 COMPARED = ("right_object", "right_object_second", "assignment", "iou_final", "fixed_noise_loss")
 REFERENCE = "paper"
 """what every other recipe of a table is compared with"""
-ALSO = ("best", "plain")
+ALSO = (("best", "plain"), ("best", "combined"))
 """compared with each other too, where a table has both"""
 
 Row = Mapping[str, object]
@@ -262,7 +262,7 @@ def _differences(parts: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> d
 
 def _compared(labels: Sequence[str]) -> list[tuple[str, str]]:
     """Which recipes of a table are compared with which."""
-    pairs = [*((label, REFERENCE) for label in labels if label != REFERENCE), ALSO]
+    pairs = [*((label, REFERENCE) for label in labels if label != REFERENCE), *ALSO]
     return [pair for pair in pairs if set(pair) <= set(labels)]
 
 

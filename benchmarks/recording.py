@@ -53,7 +53,7 @@ def all_layers_stored(unet) -> Iterator[None]:
 
 def variants(pack: int) -> dict[str, Callable[[], None]]:
     """Name -> one step on the same rows."""
-    recipe = endless("best")
+    recipe = endless("combined")
     model, jobs = scene_jobs(recipe, pack)
     drawn = [draw_rows(job, torch.Generator().manual_seed(job.seed), recipe, 1000) for job in jobs]
     batch = pack_rows(Pack(jobs), drawn, model)

@@ -22,6 +22,7 @@ from mcpl.recipes import (
     adjust,
     best,
     break_a_scene,
+    combined,
     masked_inversion,
     one_word,
     paper,
@@ -274,10 +275,10 @@ PARTS_ON = {"unnamed-2": "", "unnamed-2-bare": ", no adjectives"}
 
 
 def parts() -> Study:
-    whole = best()
+    whole = combined()
     kept = ("vectors_per_word", "fixed_norm", "lr", "lr_decay", "steps")
     recipes = {
-        "best": whole,
+        "combined": whole,
         "one vector": adjust(whole, vectors_per_word=1),
         "free norm": adjust(whole, fixed_norm=False),
         "constant rate": adjust(whole, lr_decay=0.0),
@@ -288,19 +289,19 @@ def parts() -> Study:
     }
     return Study(
         name="parts",
-        question="What does `best` lose without its parts, with adjectives and without?",
+        question="What does `combined` lose without its parts, with adjectives and without?",
         cells=tuple(
             Cell(
                 name=f"{name}{said}",
                 recipe=_from(recipe),
                 set=set,
-                against=None if name == "best" else f"best{said}",
+                against=None if name == "combined" else f"combined{said}",
                 levels={"part": name, "set": set},
             )
             for (set, said), (name, recipe) in product(PARTS_ON.items(), recipes.items())
         ),
         notes=(
-            "no regulariser: vectors, norm and rate of `best`, learned by the denoising loss alone.",
+            "no regulariser: vectors, norm and rate of `combined`, learned by the denoising loss alone.",
             "Without adjectives nothing but the word itself, and its side in the sentence, says where its object is.",
             "Not asked: the initialiser, which is one for all cells; a mask on the loss, which `masked-loss` asks.",
         ),
@@ -312,14 +313,14 @@ def masked_loss() -> Study:
     recipes = {
         tempered: (ablated(False, False, False, paper().lr), AttentionMask()),
         fast: (ablated(False, False, False, plain().lr), AttentionMask()),
-        "best": (best(), best().attention_mask.model_copy(update={"on_loss": True})),
+        "combined": (combined(), combined().attention_mask.model_copy(update={"on_loss": True})),
     }
     ways = {"whole picture": None, "own masks": {}, "true masks": {"source": "given"}}
     seen = [
         *((name, *way) for name in recipes for way in ways.items()),
         *((name, f"own masks, {share:g} outside", {"outside": share})
-          for name, share in ((fast, 0.3), (fast, 0.5), ("best", 0.5))),
-        ("best", "whole picture, attention to true masks", {"source": "given", "on_loss": False}),
+          for name, share in ((fast, 0.3), (fast, 0.5), ("combined", 0.5))),
+        ("combined", "whole picture, attention to true masks", {"source": "given", "on_loss": False}),
     ]  # fmt: skip
     cells = []
     for name, what, changes in seen:
@@ -343,8 +344,8 @@ def masked_loss() -> Study:
         notes=(
             "object loss, ground loss: the loss on fixed noise inside the true masks of both objects, together, and "
             "outside of them.",
-            "true masks: the dataset's instead of those cut from the words' own maps, in `best` for its attention loss "
-            "too, which has the words' own masks elsewhere. A ceiling: nobody has them where a recipe is used.",
+            "true masks: the dataset's instead of those cut from the words' own maps, in `combined` for its attention "
+            "loss too, which has the words' own masks elsewhere. A ceiling: nobody has them where a recipe is used.",
             "outside: by how much the mask lets prediction and target through outside of the objects; their error "
             "counts by its square.",
             "At the two rates without PromptCL and Bind adj.",
@@ -537,7 +538,7 @@ def temperature() -> Study:
 
 def threshold() -> Study:
     values = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    recipes = {"paper": paper(), "best": best()}
+    recipes = {"paper": paper(), "combined": combined()}
     own = {name: recipe.attention_mask.threshold for name, recipe in recipes.items()}
     grid = [
         (name, k, adjust(recipe, attention_mask=recipe.attention_mask.model_copy(update={"threshold": k})))
@@ -546,8 +547,8 @@ def threshold() -> Study:
     ]
     return _curve(
         "threshold", "At which share of a map's maximum should AttnMask cut?", grid, "threshold",
-        ("In `paper` the mask cuts the loss; in `best` it says where attention is drawn, and the loss sees the whole "
-         "picture.",
+        ("In `paper` the mask cuts the loss; in `combined` it says where attention is drawn, and the loss sees the "
+         "whole picture.",
          "attention_iou and assignment are measured with maps cut at half of their maximum, whatever the recipe's own "
          "threshold."),
         log=False, standard=own,
@@ -559,8 +560,8 @@ def weights() -> Study:
     varied: dict[str, tuple[Recipe, str, tuple[float, ...]]] = {
         "PromptCL in paper": (paper(), "contrastive", gammas),
         "PromptCL in paper, raw mean": (_term(paper(), "denoising", area_normalised=False), "contrastive", gammas),
-        "PromptCL in best": (best(), "contrastive", gammas),
-        "attention loss in best": (best(), "attention", pulls),
+        "PromptCL in combined": (combined(), "contrastive", gammas),
+        "attention loss in combined": (combined(), "attention", pulls),
     }
     own = {name: recipe.terms[term].weight for name, (recipe, term, _) in varied.items()}
     grid = [

@@ -86,7 +86,7 @@ def test_wrong_settings_are_named_in_one_line(values, told):
 def test_each_kind_of_mask_comes_back_from_yaml_as_itself(tmp_path):
     import yaml
 
-    for name in ("paper", "best", "break-a-scene", "release"):
+    for name in ("paper", "combined", "best", "break-a-scene", "release"):
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(load(name).model_dump(mode="json")))
         assert load(str(path)) == load(name)

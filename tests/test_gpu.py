@@ -43,7 +43,7 @@ def vectors(row):
     return torch.cat([word.vectors.cpu() for word in row.learned.concepts])
 
 
-@pytest.mark.parametrize("name", ["paper", "best"])
+@pytest.mark.parametrize("name", ["paper", "combined"])
 def test_a_gpu_learns_the_words_of_a_cpu_packed_or_alone(tiny, there, examples, name):
     before = there.state_digest()
     on_cpu, packed, alone = (
@@ -57,7 +57,7 @@ def test_a_gpu_learns_the_words_of_a_cpu_packed_or_alone(tiny, there, examples, 
     assert there.state_digest() == before, "the base is frozen"
 
 
-@pytest.mark.parametrize("name", ["paper", "best"])
+@pytest.mark.parametrize("name", ["paper", "combined"])
 def test_no_step_waits_for_the_device(there, examples, name):
     """Between two looks nothing is read back: the host runs ahead, and the device has work."""
     own = adjust(recipe(name), steps=20, probe_every=10, probe_timesteps=2)

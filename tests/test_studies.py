@@ -6,7 +6,7 @@ import pytest
 
 from mcpl.errors import ConfigError
 from mcpl.prompts import parse
-from mcpl.recipes import best, paper, plain
+from mcpl.recipes import best, combined, paper, plain
 from mcpl.scenes import benchmark, telling
 from mcpl.scenes.scene import sample_scene
 from mcpl.scenes.world import shapes
@@ -21,7 +21,7 @@ def test_every_study_is_whole_and_all_of_its_cells_start_from_the_same_words(nam
     begun = {"initializer", "initializer_length", "initialize"} - asked
     assert all(len({getattr(cell.recipe, field) for cell in study.cells}) == 1 for field in begun)
     assert len({(c.recipe.seed, c.recipe.base, c.recipe.batch) for c in study.cells}) == 1
-    assert {c.recipe.lr for c in study.cells} <= {paper().lr, plain().lr, best().lr}
+    assert {c.recipe.lr for c in study.cells} <= {paper().lr, plain().lr, combined().lr, best().lr}
     for pair in study.compared:
         cell, reference = map(study.cell, pair)
         streams = {benchmark.find(which.set).stream for which in (cell, reference)}
@@ -67,8 +67,8 @@ def test_weights_are_those_of_their_terms():
     off = {cell.name: cell.recipe.fingerprint for cell in build("weights").cells if cell.levels["weight"] == 0}
     parts = {cell.name: cell.recipe.fingerprint for cell in build("parts").cells}
     ablation = {cell.name: cell.recipe.fingerprint for cell in build("ablation").cells}
-    assert off["attention loss in best, weight 0"] == parts["no attention loss"]
-    assert off["PromptCL in best, weight 0"] == parts["no PromptCL"]
+    assert off["attention loss in combined, weight 0"] == parts["no attention loss"]
+    assert off["PromptCL in combined, weight 0"] == parts["no PromptCL"]
     assert off["PromptCL in paper, weight 0"] == ablation["mask at 0.001"]
 
 

@@ -21,7 +21,7 @@ from mcpl.orchestration import sweep, tuning
 from mcpl.orchestration.space import Knob, Space, read_space
 from mcpl.orchestration.sweep_report import write_report
 from mcpl.orchestration.trials import Result, Search, Trials, report
-from mcpl.recipes import best, load
+from mcpl.recipes import combined, load
 from mcpl.tracking.base import NullRun, NullTracker
 from pipelines import train_all
 from tests.orchestration import sweep_stub
@@ -37,7 +37,7 @@ def space_file(tmp_path):
 
     def write(**changes):
         values = {
-            "recipe": "best",
+            "recipe": "combined",
             "fixed": {"base": str(scenario.stub_folder)},
             "search": {
                 "lr": {"low": 1e-5, "high": 1e-1, "log": True},
@@ -72,11 +72,11 @@ def tried(search, space, number_of_packs=4, upto=None, runner=sweep_stub.NAME):
 
 def test_dots_reach_into_groups_and_the_start_is_the_recipes_own(space_file):
     space = read_space(space_file())
-    own = {"lr": best().lr, "attention_mask.threshold": best().attention_mask.threshold, "initializer": "noun"}
+    own = {"lr": combined().lr, "attention_mask.threshold": combined().attention_mask.threshold, "initializer": "noun"}
     assert space.start_values == own
     made = space.recipe_of({"attention_mask.threshold": 0.4, "lr": 1e-2}, "mine")
     assert (made.attention_mask.threshold, made.lr, made.name) == (0.4, 1e-2, "mine")
-    assert made.attention_mask.refine == best().attention_mask.refine
+    assert made.attention_mask.refine == combined().attention_mask.refine
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_the_committed_spaces_hold_the_recipe_they_start_from():
 
 
 def test_a_start_that_is_not_in_the_space_is_no_trial(space_file, tmp_path):
-    """`best` starts from nouns; here trial 0 cannot."""
+    """`combined` starts from nouns; here trial 0 cannot."""
     space = read_space(
         space_file(search={"lr": {"low": 1e-5, "high": 1e-1, "log": True}, "initializer": {"choices": ["neutral"]}})
     )
     store = open_store(str(tmp_path / "sweep"))
     search = Search(Trials(store, space))
-    assert tried(search, space).values == {"lr": best().lr, "initializer": "neutral"}
+    assert tried(search, space).values == {"lr": combined().lr, "initializer": "neutral"}
     summary = write_report(store, space, search, lambda *_: None)
     text = (tmp_path / "sweep" / "report.md").read_text()
     assert summary["start"] is None and "The starting recipe is trial 00000" not in text
@@ -155,7 +155,7 @@ def test_a_search_that_starts_again_goes_on(space_file, tmp_path):
     search = Search(kept)
     first = [tried(search, space) for _ in range(4)]
     hanging = search.ask()  # and here the process dies
-    assert first[0].values["lr"] == best().lr, "the first trial is the starting recipe"
+    assert first[0].values["lr"] == combined().lr, "the first trial is the starting recipe"
 
     again = Search(Trials(open_store(str(tmp_path / "sweep")), space))
     assert again.ask() == hanging, "what was asked and never ended is tried again, under its own number"
@@ -215,7 +215,7 @@ def test_the_report_names_what_is_best_and_what_mattered(space_file, tmp_path, c
         recipe.lr == winner.values["lr"]
         and recipe.attention_mask.threshold == winner.values["attention_mask.threshold"]
     )
-    assert recipe.seed == 0 and recipe.name == "best-tuned"
+    assert recipe.seed == 0 and recipe.name == "combined-tuned"
     table = pq.read_table(tmp_path / "sweep" / "trials.parquet").to_pylist()
     assert [line["number"] for line in table] == list(range(30))
     assert table[winner.number]["lr"] == winner.values["lr"] and table[5]["state"] == "stopped"
@@ -240,7 +240,7 @@ def test_the_best_recipe_that_a_sweep_writes_learns_a_dataset(space_file, tmp_pa
     assert not ended.value.code
     learned = Bank.open(bank).summary()
     assert learned.status == {"learned": 4}
-    assert learned.recipes == {f"best-tuned {load(best).fingerprint}": 4}
+    assert learned.recipes == {f"combined-tuned {load(best).fingerprint}": 4}
 
 
 def test_early_stopping_remembers_the_trials_of_before(space_file, tmp_path):
