@@ -1,0 +1,58 @@
+"""Passes until a recipe is as good as another ever is: what is counted, and that measuring changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmarks import passes as module
+from mcpl.config import Placement
+from mcpl.data.sources import scenes
+from mcpl.learning.learner import Learner
+from mcpl.orchestration.job import Runner
+from mcpl.recipes import adjust, load
+from mcpl.types import Pack
+
+
+def test_rows_of_steps_and_of_looks_for_masks_are_paid_and_no_others():
+    plain, paper = load("plain"), load("paper")
+    assert [module.paid(plain, step) for step in (0, 5, 100)] == [0, 20, 400]
+    assert [module.paid(paper, step) for step in (0, 5, 25, 100)] == [10, 30, 120, 440], (
+        "four looks before the last step"
+    )
+
+
+def row(passes, losses, recipe="best", id="x"):
+    return {"recipe": recipe, "id": id, "seed": 0, "passes": passes, "losses": losses}
+
+
+def test_ratios_by_hand():
+    paper = row([10, 30, 50], [0.3, 0.1, 0.2], "paper")
+    own = row([0, 3, 20], [0.5, 0.1, 0.05])
+    assert module.ratios(own, paper) == {"to_least": pytest.approx(0.1), "of_all": pytest.approx(0.06)}
+    assert module.ratios(row([0, 3], [0.5, 0.2]), paper) == {"to_least": math.inf, "of_all": math.inf}
+    told = module.summary([paper, own, paper | {"id": "y"}, row([0, 3], [0.5, math.nan], id="y")], "best")
+    assert told["to_least"] == [0.1, 0.1, None] and told["to_least_quarter"][0] == 0.5
+
+
+def test_looks_that_only_measure_change_no_word(tiny):
+    recipe = adjust(load("paper"), steps=4, probe_every=2, probe_timesteps=2)
+    runner = Runner(recipe, Placement(pack=2, samples=0, device="cpu"), tiny)
+    jobs = [runner.prepare(example) for example in scenes(2, seed=5)]
+    found = module.curves(tiny, jobs, recipe, 1)
+    learner = Learner(tiny, Pack(tuple(jobs)), recipe)
+    for learned, curve in zip(learner.run(), found, strict=True):
+        assert [point.fixed_noise_loss for point in learned.curve] == pytest.approx(curve[::2], rel=1e-6)
+
+
+def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
+    monkeypatch.setattr(module, "examples", lambda name, split, count: scenes(count, seed=5))
+    learned, original = [], module.curves
+    monkeypatch.setattr(
+        module, "curves", lambda model, jobs, *rest: learned.extend(jobs) or original(model, jobs, *rest)
+    )
+    recipes = module.variants(["plain", "paper"], [], base=str(tiny_base_dir), steps=2, probe_timesteps=2)
+    first, second = (module.run(recipes, "s", "dev", n, 1, 1, 2, tmp_path / "raw") for n in (1, 2))
+    assert len(learned) == 4 and second[0] == first[0] and len(second) == 4
+    assert module.summary(second, "plain").keys() == {"to_least", "to_least_quarter", "of_all", "of_all_quarter"}
