@@ -65,7 +65,7 @@ REPORTED = {
 COMPARED = ("right_object", "right_object_second", "assignment", "iou_final", "fixed_noise_loss")
 REFERENCE = "paper"
 """what every other recipe of a table is compared with"""
-ALSO = (("best", "plain"), ("best", "combined"))
+ALSO = (("best", "plain"), ("best", "combined"), ("combined", "plain"))
 """compared with each other too, where a table has both"""
 
 Row = Mapping[str, object]
