@@ -16,7 +16,7 @@ BASE = ASSETS / "scenes-v1"
 JUDGE = BASE / "judge.safetensors"
 SET = "unnamed-2"
 SEEN = 10
-"""its first development pictures, on which most of `best` was chosen"""
+"""its first development pictures, on which most of `best` was chosen (one rate of two on all thirty)"""
 
 
 def scene_jobs(recipe: Recipe, count: int, model: BaseModel | None = None) -> tuple[BaseModel, tuple[Job, ...]]:

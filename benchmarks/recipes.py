@@ -261,9 +261,10 @@ def _differences(parts: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> d
 
 
 def _compared(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Which recipes of a table are compared with which."""
+    """Which recipes of a table are compared with which; two that are none of these with each other."""
     pairs = [*((label, REFERENCE) for label in labels if label != REFERENCE), *ALSO]
-    return [pair for pair in pairs if set(pair) <= set(labels)]
+    found = [pair for pair in pairs if set(pair) <= set(labels)]
+    return found or ([(labels[1], labels[0])] if len(labels) == 2 else [])
 
 
 def _line(label: str, rows: Sequence[Row]) -> str:

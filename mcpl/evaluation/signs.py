@@ -63,7 +63,7 @@ def mask_everywhere(scored: Scored) -> bool | None:
 
 
 def diffuse(scored: Scored) -> bool:
-    """A word's map points nowhere, so that its mask cannot be right."""
+    """A word's map points nowhere, so that a mask cut from it cannot be right."""
     return any(float(sharpness(word.attention.float())) < DIFFUSE for word in scored.learned.concepts)
 
 
@@ -88,7 +88,7 @@ class Sign:
 
 SIGNS: dict[str, Sign] = {
     "collapse": Sign(
-        collapsed, "two words say the same: keep the contrastive term (more weight), or start them from unlike words"
+        collapsed, "two words say the same: start them from unlike words, or tell them apart in the sentence"
     ),
     "same_place": Sign(
         same_place, "two words look at one place: add the bind-suppress term, or name their adjectives in the sentence"
@@ -101,7 +101,7 @@ SIGNS: dict[str, Sign] = {
         mask_everywhere, "the mask lets everything through: raise attention_mask.threshold, or refine its maps"
     ),
     "diffuse": Sign(
-        diffuse, "a word's attention points nowhere: start it from a noun that the base knows, or refine the maps"
+        diffuse, "a word's attention points nowhere: start it from a noun that the base knows, or name its adjective"
     ),
     "low_fidelity": Sign(
         low_fidelity, "the picture is explained worse than before learning: lower lr, or let the loss see outside masks"

@@ -1,6 +1,6 @@
 """What a sweep searches, and on what: one YAML file with the recipe's own names. No Ray, no search yet.
 
-    recipe: best                                     where the search starts: a recipe's name, file or settings
+    recipe: combined                                 where the search starts: a recipe's name, file or settings
     fixed: {initializer_length: words}               changed for every trial
     search:
       lr: {low: 1e-4, high: 3e-3, log: true}         a range; whole numbers at both ends give whole numbers
