@@ -101,3 +101,11 @@ def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
     module.write_parquet(rows, tmp_path / "raw.parquet")
     elsewhere = {"raw": tmp_path / "elsewhere.jsonl", "others": [tmp_path / "raw.parquet"]}
     assert len(module.run(**plan | elsewhere, count=2)) == 4 and len(learned) == 4, "what others know is not learned"
+
+
+def test_what_is_compared():
+    assert module._compared(["plain", "paper", "combined"]) == [
+        ("plain", "paper"), ("combined", "paper"), ("combined", "plain"),
+    ]  # fmt: skip
+    assert module._compared(["plain@0.1", "plain@1"]) == [("plain@1", "plain@0.1")], "two others, with each other"
+    assert module._compared(["plain@0.1", "plain@1", "plain@2"]) == []
