@@ -121,7 +121,7 @@ def summary(rows: Iterable[Row], label: str) -> dict[str, object]:
     """One recipe against `paper`: both ratios with their quartiles, and the share of pictures within a quarter."""
     runs = {which: {(r["id"], r["seed"]): r for r in rows if r["recipe"] == which} for which in (label, REFERENCE)}
     found = [{"id": key[0], **ratios(own, runs[REFERENCE][key])} for key, own in runs[label].items()]
-    told: dict[str, object] = {"paper_least_at_start": np.mean([one["to_least"] is None for one in found])}
+    told: dict[str, object] = {"paper_least_at_start": float(np.mean([one["to_least"] is None for one in found]))}
     for way in WAYS:
         seen = [one for one in found if one[way] is not None]
         if seen:
