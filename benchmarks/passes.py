@@ -22,13 +22,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from benchmarks.provenance import say
-from benchmarks.recipes import NAMED, REFERENCE, SETS, Row, by_picture, examples, record, recorded, variants
+from benchmarks.recipes import NAMED, REFERENCE, SETS, Row, by_picture, paired, passes_to, run, variants
 from benchmarks.results_follow import BASE
 from mcpl.config import Placement, Recipe
 from mcpl.errors import ConfigError
@@ -36,13 +36,9 @@ from mcpl.evaluation.statistics import interval
 from mcpl.learning.batch import probe_rows
 from mcpl.learning.learner import Learner
 from mcpl.learning.step import probe
-from mcpl.models import catalogue
-from mcpl.models.base import BaseModel
 from mcpl.models.stable_diffusion import files_digest
 from mcpl.orchestration.job import Runner, commit, ends
-from mcpl.packing import chunks
-from mcpl.recipes import adjust
-from mcpl.types import Job, Pack
+from mcpl.types import Example, Pack
 
 QUARTER = 0.25
 WAYS = ("to_least", "of_all")
@@ -54,10 +50,10 @@ def paid(recipe: Recipe, step: int) -> int:
     return step * recipe.batch + looks * recipe.probe_timesteps
 
 
-def curves(model: BaseModel, jobs: Sequence[Job], recipe: Recipe, every: int) -> tuple[list[list[float]], list[Tensor]]:
-    """Each job's loss on fixed noise before learning and after each `every` steps, and its words [slots, D] at the end:
-    those that are learned without these looks."""
-    learner = Learner(model, Pack(tuple(jobs)), recipe)
+def curve(learner: Learner, every: int) -> list[list[float]]:
+    """All steps of a learner, with each job's loss on fixed noise before learning and after each `every` of them; what
+    is learned is the same without these looks."""
+    model, jobs, recipe = learner.model, learner.pack.jobs, learner.settings
     rows = [probe_rows(job, recipe, len(model.alphas_cumprod)) for job in jobs]
     found = [probe(model, jobs, rows, [job.initial for job in jobs], recipe.batch)]
 
@@ -66,61 +62,45 @@ def curves(model: BaseModel, jobs: Sequence[Job], recipe: Recipe, every: int) ->
             words = [ends(job, learned) for job, learned in zip(jobs, learner.so_far(), strict=True)]
             found.append(probe(model, jobs, rows, words, recipe.batch))
 
-    learned = learner.run(on_step=measure)
-    losses = [[look.fixed_noise_loss for look in looks] for looks in zip(*found, strict=True)]
-    return losses, [ends(job, own) for job, own in zip(jobs, learned, strict=True)]
+    learner.run(on_step=measure)
+    return [[look.fixed_noise_loss for look in looks] for looks in zip(*found, strict=True)]
+
+
+def looked_at(label: str, name: str, runner: Runner, pack: Sequence[Example], every: int) -> list[Row]:
+    """A pack's curves, as rows like those of `benchmarks.recipes`."""
+    recipe, jobs = runner.recipe, tuple(map(runner.prepare, pack))
+    told = {
+        "set": name,
+        "recipe": label,
+        "seed": recipe.seed,
+        "recipe_fingerprint": recipe.fingerprint,
+        "base_digest": runner.base_digest,
+        "commit": commit(),
+        "curve_passes": [paid(recipe, step) for step in range(0, recipe.steps + 1, every)],
+    }
+    losses = curve(Learner(runner.model, Pack(jobs), recipe), every)
+    return [told | {"id": job.id, "curve_losses": own} for job, own in zip(jobs, losses, strict=True)]
+
+
+def check(recipes: Mapping[str, Recipe], every: int) -> None:
+    """Raises ConfigError for a recipe whose jobs stop by themselves, or whose last step is not looked at."""
+    for label, recipe in recipes.items():
+        if recipe.stop or recipe.steps % every:
+            raise ConfigError(f"{label}: give looks that divide its {recipe.steps} steps, and no `stop`")
 
 
 def ratios(own: Row, reference: Row) -> dict[str, float | None]:
     """`to_least` and `of_all` of one picture and seed: infinite where the reference's least loss is never reached, no
     `to_least` where that is its start's."""
-    goal = min(reference["losses"])
-    needed = reference["passes"][reference["losses"].index(goal)]
-    hit = next((p for p, loss in zip(own["passes"], own["losses"], strict=True) if loss <= goal), math.inf)
-    return {"to_least": hit / needed if needed else None, "of_all": hit / reference["passes"][-1]}
-
-
-def run(
-    recipes: Mapping[str, Recipe], name: str, split: str, pictures: int | None, seeds: int, every: int, pack: int,
-    raw: Path,
-) -> list[Row]:  # fmt: skip
-    """Every curve of a set, those that `raw` has not yet learned now.
-
-    Raises ConfigError for a recipe whose jobs stop by themselves, or whose last step is not looked at.
-    """
-    for label, recipe in recipes.items():
-        if recipe.stop or recipe.steps % every:
-            raise ConfigError(f"{label}: give looks that divide its {recipe.steps} steps, and no `stop`")
-    model = catalogue.load(next(iter(recipes.values())).base, device="cpu")
-    known = {_key(row): row for row in recorded(raw)}
-    asked, rows = list(examples(name, split, pictures)), []
-    for seed in range(seeds):
-        for label, recipe in recipes.items():
-            own = adjust(recipe, seed=seed)
-            runner = Runner(own, Placement(pack=pack, samples=0, device="cpu"), model)
-            told = {"recipe": label, "set": name, "seed": seed, "fingerprint": own.fingerprint, "every": every,
-                    "base_digest": model.facts.digest, "commit": commit()}  # fmt: skip
-            new = [example for example in asked if _key(told | {"id": example.id}) not in known]
-            for some in chunks(new, pack):
-                losses, _ = curves(model, [runner.prepare(example) for example in some], own, every)
-                fresh = [told | {"id": e.id, "losses": curve} for e, curve in zip(some, losses, strict=True)]
-                record(raw, *fresh)
-                known |= {_key(row): row for row in fresh}
-                print(f"{name} seed {seed} {label}: {len(some)}", flush=True)
-            passes = [paid(own, step) for step in range(0, own.steps + 1, every)]
-            kept = [known[_key(told | {"id": example.id})] for example in asked]
-            rows += [row | {"recipe": label, "passes": passes} for row in kept]
-    return rows
-
-
-def _key(row: Row) -> tuple:
-    return row["fingerprint"], row["base_digest"], row["every"], row["id"]
+    goal = min(reference["curve_losses"])
+    hit, needed = passes_to(goal, own), passes_to(goal, reference)
+    passes = math.inf if hit is None else hit
+    return {"to_least": passes / needed if needed else None, "of_all": passes / reference["curve_passes"][-1]}
 
 
 def summary(rows: Iterable[Row], label: str) -> dict[str, object]:
     """One recipe against `paper`: both ratios with their quartiles, and the share of pictures within a quarter."""
-    runs = {which: {(r["id"], r["seed"]): r for r in rows if r["recipe"] == which} for which in (label, REFERENCE)}
-    found = [{"id": key[0], **ratios(own, runs[REFERENCE][key])} for key, own in runs[label].items()]
+    found = [{"id": own["id"], **ratios(own, reference)} for own, reference in paired(rows, label, REFERENCE)]
     told: dict[str, object] = {"paper_least_at_start": float(np.mean([one["to_least"] is None for one in found]))}
     for way in WAYS:
         seen = [one for one in found if one[way] is not None]
@@ -151,11 +131,19 @@ def main() -> None:
     recipes = variants(
         [*labels, REFERENCE], [], initializer=NAMED, initializer_length="words", steps=10 if given.quick else None
     )
+    try:
+        check(recipes, given.every)
+    except ConfigError as error:
+        options.error(str(error))
     given.out.mkdir(parents=True, exist_ok=True)
+    every_row = run(
+        recipes, given.sets.split(","), given.split, given.pictures, given.seeds,
+        Placement(pack=given.pack, samples=0, device="cpu"), given.out / f"raw-{given.split}-{given.every}.jsonl",
+        learn=partial(looked_at, every=given.every),
+    )  # fmt: skip
     found = {}
     for name in given.sets.split(","):
-        raw = given.out / f"raw-{name}-{given.split}.jsonl"
-        rows = run(recipes, name, given.split, given.pictures, given.seeds, given.every, given.pack, raw)
+        rows = [row for row in every_row if row["set"] == name]
         about = {"pictures": len({row["id"] for row in rows}), "learned_at": sorted({row["commit"] for row in rows})}
         found[name] = about | {label: summary(rows, label) for label in labels}
         print(name, found[name], flush=True)

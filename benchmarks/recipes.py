@@ -28,7 +28,7 @@ import argparse
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -127,11 +127,20 @@ def curve(learned: LearnedConcepts, recipe: Recipe) -> dict:
     }
 
 
+def measured(label: str, name: str, runner: Runner, pack: Sequence[Example]) -> list[Row]:
+    """A pack, learned and scored."""
+    return [measure(label, name, row, runner.recipe) for row in runner(pack)]
+
+
 def run(
     recipes: Mapping[str, Recipe], sets: Sequence[str], split: str, count: int | None, seeds: int,
     placement: Placement, raw: Path, others: Sequence[Path] = (), skip: int = 0,
+    learn: Callable[[str, str, Runner, Sequence[Example]], list[Row]] = measured,
 ) -> list[Row]:  # fmt: skip
-    """Learn whatever neither `raw` nor the tables of `others` hold yet; every row of this plan, in its order."""
+    """Learn whatever neither `raw` nor the tables of `others` hold yet; every row of this plan, in its order.
+
+    `learn` gives a pack's rows, each with its id, recipe_fingerprint and base_digest.
+    """
     model = catalogue.load(next(iter(recipes.values())).base, device=placement.device)
     known = {_key(row): row for path in others for row in pq.read_table(path).to_pylist()}
     known |= {_key(row): row for row in recorded(raw)}
@@ -147,7 +156,7 @@ def run(
                 runner = Runner(own, placement, model)
                 for pack in chunks(left, placement.pack):
                     started = time.monotonic()
-                    fresh = [measure(label, name, row, own) for row in runner(pack)]
+                    fresh = learn(label, name, runner, pack)
                     known |= {_key(row): row for row in fresh}
                     record(raw, *fresh)
                     print(f"{name} seed {seed} {label}: {len(fresh)} in {time.monotonic() - started:.0f} s", flush=True)
@@ -190,18 +199,25 @@ def difference(rows: Sequence[Row], first: str, second: str, metric: str) -> Dif
     )
 
 
-def speed(rows: Sequence[Row], label: str, against: str) -> tuple[float | None, float | None]:
-    """(median passes to the other's least loss on fixed noise over its own, share where it is reached)."""
+def paired(rows: Iterable[Row], label: str, against: str) -> list[tuple[Row, Row]]:
+    """Rows of two recipes for each picture and seed that both have a curve of."""
     finished = [row for row in rows if row.get("curve_losses")]
     runs = {which: {(r["id"], r["seed"]): r for r in finished if r["recipe"] == which} for which in (label, against)}
+    return [(runs[label][key], runs[against][key]) for key in sorted(runs[label].keys() & runs[against].keys())]
+
+
+def passes_to(goal: float, row: Row) -> int | None:
+    """Passes after which a row's loss on fixed noise is no higher; None where it never is."""
+    curve = zip(row["curve_passes"], row["curve_losses"], strict=True)
+    return next((passes for passes, loss in curve if loss <= goal), None)
+
+
+def speed(rows: Sequence[Row], label: str, against: str) -> tuple[float | None, float | None]:
+    """(median passes to the other's least loss on fixed noise over its own, share where it is reached)."""
     ratios = []
-    for key in sorted(runs[label].keys() & runs[against].keys()):
-        ours, theirs = runs[label][key], runs[against][key]
+    for ours, theirs in paired(rows, label, against):
         goal = min(theirs["curve_losses"])
-        needed = theirs["curve_passes"][theirs["curve_losses"].index(goal)]
-        hit = next(
-            (p for p, loss in zip(ours["curve_passes"], ours["curve_losses"], strict=True) if loss <= goal), None
-        )
+        hit, needed = passes_to(goal, ours), passes_to(goal, theirs)
         ratios.append(None if hit is None else hit / needed)
     reached = [ratio for ratio in ratios if ratio is not None]
     if not ratios:

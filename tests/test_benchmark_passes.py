@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import passes as module
+from benchmarks import recipes as recipes_of
 from mcpl.config import Placement
 from mcpl.data.sources import scenes
 from mcpl.errors import ConfigError
@@ -25,7 +27,7 @@ def test_rows_of_steps_and_of_looks_for_masks_are_paid_and_no_others():
 
 
 def row(passes, losses, recipe="best", id="x"):
-    return {"recipe": recipe, "id": id, "seed": 0, "passes": passes, "losses": losses}
+    return {"recipe": recipe, "id": id, "seed": 0, "curve_passes": passes, "curve_losses": losses}
 
 
 def test_ratios_by_hand():
@@ -45,28 +47,37 @@ def test_ratios_by_hand():
 def test_looks_that_only_measure_change_no_word(tiny):
     recipe = adjust(load("paper"), steps=4, probe_every=2, probe_timesteps=2)
     runner = Runner(recipe, Placement(pack=2, samples=0, device="cpu"), tiny)
-    jobs = [runner.prepare(example) for example in scenes(2, seed=5)]
-    losses, words = module.curves(tiny, jobs, recipe, 1)
-    learned = Learner(tiny, Pack(tuple(jobs)), recipe).run()
-    for job, alone, curve, looked_at in zip(jobs, learned, losses, words, strict=True):
-        assert torch.equal(ends(job, alone), looked_at) and not torch.equal(looked_at, job.initial)
+    pack = Pack(tuple(runner.prepare(example) for example in scenes(2, seed=5)))
+    watched = Learner(tiny, pack, recipe)
+    losses = module.curve(watched, 1)
+    learned = Learner(tiny, pack, recipe).run()
+    for job, alone, curve, looked_at in zip(pack.jobs, learned, losses, watched.results(), strict=True):
+        assert torch.equal(ends(job, alone), ends(job, looked_at))
+        assert not torch.equal(ends(job, looked_at), job.initial)
         assert [point.fixed_noise_loss for point in alone.curve] == pytest.approx(curve[::2], rel=1e-6)
 
 
-def test_a_last_step_that_is_not_looked_at_is_refused(tmp_path):
+def test_a_last_step_that_is_not_looked_at_is_refused():
     with pytest.raises(ConfigError, match="plain: give looks that divide its 100 steps"):
-        module.run({"plain": load("plain")}, "unnamed-2", "dev", 1, 1, 7, 1, tmp_path / "raw")
+        module.check({"plain": load("plain")}, 7)
 
 
 def test_it_goes_on_where_it_stopped(monkeypatch, tmp_path, tiny_base_dir):
-    monkeypatch.setattr(module, "examples", lambda name, split, count: scenes(count, seed=5))
-    learned, original = [], module.curves
+    monkeypatch.setattr(recipes_of, "examples", lambda name, split, count, skip: scenes(count, seed=5))
+    learned, original = [], module.curve
     monkeypatch.setattr(
-        module, "curves", lambda model, jobs, *rest: learned.extend(jobs) or original(model, jobs, *rest)
+        module, "curve", lambda learner, every: learned.extend(learner.pack.jobs) or original(learner, every)
     )
     recipes = module.variants(["plain", "paper"], [], base=str(tiny_base_dir), steps=2, probe_timesteps=2)
-    first, second = (module.run(recipes, "s", "dev", n, 1, 2, 2, tmp_path / "raw") for n in (1, 2))
+
+    def run(recipes, pictures):
+        return module.run(
+            recipes, ["s"], "dev", pictures, 1, Placement(pack=2, samples=0, device="cpu"), tmp_path / "raw",
+            learn=partial(module.looked_at, every=2),
+        )  # fmt: skip
+
+    first, second = run(recipes, 1), run(recipes, 2)
     assert len(learned) == 4 and second[0] == first[0] and len(second) == 4
-    renamed = module.run({"simple": recipes["plain"]}, "s", "dev", 2, 1, 2, 2, tmp_path / "raw")
+    renamed = run({"simple": recipes["plain"]}, 2)
     assert len(learned) == 4 and {row["recipe"] for row in renamed} == {"simple"}
     assert module.summary(second, "plain")["of_all"]
