@@ -34,6 +34,7 @@ from benchmarks.learned_words import (
 )  # fmt: skip
 from benchmarks.provenance import provenance
 from benchmarks.recipes import record, recorded
+from mcpl.cli.terminal import one_line
 from mcpl.generation.generate import Drawing, generate
 from mcpl.generation.words import Words
 from mcpl.models import catalogue
@@ -129,4 +130,5 @@ def _key(row: dict) -> tuple:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.composition"):
+        main()

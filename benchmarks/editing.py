@@ -46,6 +46,7 @@ from benchmarks.learned_words import (
 )  # fmt: skip
 from benchmarks.provenance import provenance
 from benchmarks.recipes import record, recorded
+from mcpl.cli.terminal import one_line
 from mcpl.generation.change import Change, refined, replaced
 from mcpl.generation.edit import Editing, Original, drawn, edit, inverted
 from mcpl.generation.generate import Drawing, generate
@@ -276,4 +277,5 @@ def _key(row: dict) -> tuple:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    with one_line("benchmarks.editing"):
+        main()

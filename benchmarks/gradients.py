@@ -26,6 +26,7 @@ from torch import Tensor
 from benchmarks.provenance import say
 from benchmarks.recipes import examples
 from benchmarks.results_follow import BASE
+from mcpl.cli.terminal import one_line
 from mcpl.config import Placement, Recipe
 from mcpl.learning.batch import Rows, draw_rows, pack_rows, probe_rows
 from mcpl.learning.step import RowMasks, cut_masks, object_masks, probe, row_mask, step, to_latents
@@ -135,4 +136,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.gradients"):
+        main()

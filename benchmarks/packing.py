@@ -28,6 +28,7 @@ import torch
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
 from benchmarks.processes import Done, at_once, meet
 from benchmarks.provenance import say
+from mcpl.cli.terminal import one_line
 from mcpl.recipes import load
 
 COMPARED = 8
@@ -123,4 +124,5 @@ def ratios(rates: dict[str, dict[int, float]], start: float, steps: int, picture
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.packing"):
+        main()

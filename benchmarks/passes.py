@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks.provenance import say
 from benchmarks.recipes import NAMED, REFERENCE, SETS, Row, by_picture, paired, passes_to, run, variants
 from benchmarks.results_follow import BASE
+from mcpl.cli.terminal import one_line
 from mcpl.config import Placement, Recipe
 from mcpl.errors import ConfigError
 from mcpl.evaluation.statistics import interval
@@ -131,10 +132,7 @@ def main() -> None:
     recipes = variants(
         [*labels, REFERENCE], [], initializer=NAMED, initializer_length="words", steps=10 if given.quick else None
     )
-    try:
-        check(recipes, given.every)
-    except ConfigError as error:
-        options.error(str(error))
+    check(recipes, given.every)
     given.out.mkdir(parents=True, exist_ok=True)
     every_row = run(
         recipes, given.sets.split(","), given.split, given.pictures, given.seeds,
@@ -151,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.passes"):
+        main()

@@ -37,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from mcpl.cli.terminal import one_line
 from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import mask_png, picture_png
 from mcpl.evaluation import statistics
@@ -141,12 +142,12 @@ def run(
 
     `learn` gives a pack's rows, each with its id, recipe_fingerprint and base_digest.
     """
+    shown = {name: list(examples(name, split, count, skip)) for name in sets}
     model = catalogue.load(next(iter(recipes.values())).base, device=placement.device)
     known = {_key(row): row for path in others for row in pq.read_table(path).to_pylist()}
     known |= {_key(row): row for row in recorded(raw)}
     plan: list[tuple] = []
-    for name in sets:
-        pictures = list(examples(name, split, count, skip))
+    for name, pictures in shown.items():
         for seed in range(seeds):
             for label, recipe in recipes.items():
                 own = adjust(recipe, seed=seed)
@@ -352,4 +353,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.recipes"):
+        main()

@@ -34,6 +34,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from benchmarks.jobs import BASE, JUDGE, endless, scene_jobs, under_way
 from benchmarks.provenance import say
+from mcpl.cli.terminal import one_line
 from mcpl.config import Recipe
 from mcpl.learning.batch import make_job
 from mcpl.learning.learner import Learner
@@ -341,4 +342,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.roofline"):
+        main()

@@ -14,6 +14,7 @@ import json
 
 import numpy as np
 
+from mcpl.cli.terminal import one_line
 from mcpl.config import Placement
 from mcpl.data.sources import scenes
 from mcpl.orchestration.job import Runner
@@ -48,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.signs"):
+        main()

@@ -38,6 +38,7 @@ from benchmarks.peer import peer_command, write_pictures
 from benchmarks.processes import at_once, cores
 from benchmarks.provenance import say
 from benchmarks.recipes import curve, examples, speed
+from mcpl.cli.terminal import one_line
 from mcpl.config import Placement, Recipe
 from mcpl.evaluation import judging
 from mcpl.evaluation.sampling import alone, generate
@@ -210,4 +211,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.steps_to_quality"):
+        main()

@@ -37,6 +37,7 @@ from benchmarks.drawing import interval
 from benchmarks.jobs import BASE, JUDGE
 from benchmarks.provenance import say
 from benchmarks.recipes import examples
+from mcpl.cli.terminal import one_line
 from mcpl.config import Placement, Recipe
 from mcpl.evaluation import judging
 from mcpl.evaluation.sampling import alone, generate
@@ -141,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line("benchmarks.word_ceiling"):
+        main()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 
 import pytest
 
@@ -109,3 +111,20 @@ def test_what_is_compared():
     ]  # fmt: skip
     assert module._compared(["plain@0.1", "plain@1"]) == [("plain@1", "plain@0.1")], "two others, with each other"
     assert module._compared(["plain@0.1", "plain@1", "plain@2"]) == []
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (["--recipes", "bset"], "recipe 'bset' is neither"),
+        (["--sets", "unnamed-2,unnamed-two"], "'unnamed-two' is no set"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is run again under another name
+def test_a_wrong_name_is_one_line(mistake, told, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipes", *mistake, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("benchmarks.recipes", run_name="__main__")
+    assert ended.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"benchmarks.recipes: {told}")

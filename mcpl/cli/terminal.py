@@ -45,15 +45,22 @@ def listed(names: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
-def run(app: typer.Typer, name: str, code: int = 1) -> None:
-    """Run a command line: an error that somebody can act on is one line on stderr, after the command's name, and the
-    exit code `code`; anything else shows its traceback."""
+@contextlib.contextmanager
+def one_line(name: str, code: int = 1) -> Iterator[None]:
+    """An error that somebody can act on is one line on stderr, after the command's name, and the exit code `code`;
+    anything else shows its traceback."""
     try:
-        app(standalone_mode=True)
+        yield
     except (MCPLError, OSError) as error:  # OSError: a full disk, a folder without rights, a store that is away
         line = " ".join(str(error).split())
         Console(stderr=True).print(f"{name}: {line}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(code)
+
+
+def run(app: typer.Typer, name: str, code: int = 1) -> None:
+    """Run a command line, its errors told by `one_line`."""
+    with one_line(name, code):
+        app(standalone_mode=True)
 
 
 @contextlib.contextmanager
