@@ -6,7 +6,7 @@ Every recipe learns the same pictures of Scenes-MC with the same seeds from the 
 shapes' words, as long as such a word is, while the shapes themselves were drawn but never named when the base was
 trained. A colour that an adjective names is not asked of a word. What is done is written at once; the same command goes
 on where it stopped, and --known, given each time, takes what other runs have learned. At the end: `raw.parquet`,
-`table.md`, and a last line of JSON, each recipe's means over all sets:
+`table.md`, `figure.png`, and a last line of JSON, each recipe's means over all sets:
 
     right_object, assignment   with _step0 beside them: the initialiser alone, before learning; _second: the same
                                pictures as the second judge sees them, of which nothing is learned
@@ -46,6 +46,7 @@ from mcpl.models import catalogue
 from mcpl.orchestration.job import Runner
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
+from mcpl.report.studies import Score, dots
 from mcpl.studies import START
 from mcpl.types import BankRow, Example, LearnedConcepts
 
@@ -63,6 +64,9 @@ REPORTED = {
     "iou_best_permutation": "attention_iou_best_permutation",
     "fixed_noise_loss": "fixed_noise_loss",
 }
+SHOWN = ("right_object", "attention_iou")
+"""drawn for every set"""
+FIGURE = "figure.png"
 COMPARED = ("right_object", "right_object_second", "assignment", "iou_final", "fixed_noise_loss")
 REFERENCE = "paper"
 """what every other recipe of a table is compared with"""
@@ -301,6 +305,20 @@ def _line(label: str, rows: Sequence[Row]) -> str:
     )
 
 
+def figure(rows: Sequence[Row], labels: Sequence[str]) -> Image.Image:
+    """What is drawn of a table: a panel for each set and score, a line for each recipe."""
+    panels: dict[str, dict[str, Score]] = {}
+    for metric in SHOWN:
+        for name in dict.fromkeys(str(row["set"]) for row in rows):
+            panel = panels[f"{metric}, {name}"] = {}
+            for label in labels:
+                own = [row for row in rows if row["set"] == name and row["recipe"] == label]
+                if values := list(by_picture(own, metric).values()):
+                    before = list(by_picture(own, f"{metric}_step0").values())
+                    panel[label] = Score(*interval(values), float(np.mean(before)) if before else None)
+    return dots(panels, [REFERENCE])
+
+
 def write_parquet(rows: Sequence[Row], path: Path) -> None:
     """The raw rows, one column for each name that any row has."""
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -348,6 +366,7 @@ def main() -> None:
     title = f"Recipes on Scenes-MC, {given.split} split{skipped}, {seeds}, base {given.base}, all from {start}"
     text = table(rows, list(recipes), title)
     (given.out / "table.md").write_text(text)
+    figure(rows, list(recipes)).save(given.out / FIGURE, optimize=True)
     print(text)
     print(json.dumps({label: summary(rows, label, REFERENCE) for label in recipes}))
 

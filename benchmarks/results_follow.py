@@ -45,9 +45,13 @@ def study(file: Path) -> Made:
 def recipe_table(file: Path) -> Made:
     """raw.parquet and table.md in one folder."""
     title, _, _ = file.read_text().partition("\n")
-    rows = pq.read_table(file.parent / RAW).to_pylist()
-    labels = list(dict.fromkeys(row["recipe"] for row in rows))
-    yield file, recipes.table(rows, labels, title.removeprefix("# ")), RAW
+    yield file, recipes.table(*_recipe_rows(file.parent), title.removeprefix("# ")), RAW
+
+
+def _recipe_rows(folder: Path) -> tuple[list[recipes.Row], list[str]]:
+    """The raw rows of a table of recipes, and the recipes in their order."""
+    rows = pq.read_table(folder / RAW).to_pylist()
+    return rows, list(dict.fromkeys(row["recipe"] for row in rows))
 
 
 def ceiling_table(file: Path) -> Made:
@@ -88,13 +92,16 @@ def _unnoted(file: Path) -> Iterator[str]:
 
 
 def make_again(results: Path) -> Iterator[Path]:
-    """Write what follows from raw rows anew, studies' figures too, after a change to how it is told; what is new."""
+    """Write what follows from raw rows anew, figures too, after a change to how it is told; what is new."""
     for pattern, made in KINDS.items():
         for file in sorted(results.glob(pattern)):
             yield from (path for path, text, _ in made(file) if _put(path, text.encode()))
     for file in sorted(results.glob("**/study.json")):
         drawn = pictures(study_of(file.read_bytes()), read_raw((file.parent / RAW).read_bytes()))
         yield from (file.parent / name for name, image in drawn if _put(file.parent / name, png(image)))
+    for file in sorted(results.glob(f"**/{recipes.FIGURE}")):  # where one is committed
+        rows, labels = _recipe_rows(file.parent)
+        yield from [file] if _put(file, png(recipes.figure(rows, labels))) else []
 
 
 def _put(file: Path, content: bytes) -> bool:

@@ -6,9 +6,12 @@ import json
 import runpy
 import sys
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from benchmarks import recipes as module
+from benchmarks import results_follow
 from mcpl.config import Placement
 from mcpl.data.sources import scenes
 
@@ -111,6 +114,24 @@ def test_what_is_compared():
     ]  # fmt: skip
     assert module._compared(["plain@0.1", "plain@1"]) == [("plain@1", "plain@0.1")], "two others, with each other"
     assert module._compared(["plain@0.1", "plain@1", "plain@2"]) == []
+
+
+@pytest.mark.slow
+def test_the_whole_command_draws_judges_and_tells(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipes", "--quick", "--split", "dev", "--out", str(tmp_path)])
+    module.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(told) == list(module.RECIPES)
+    for recipe in told.values():
+        assert set(module.REPORTED) | {"steps", "passes", "passes_to_paper", "reached"} == set(recipe)
+        assert recipe["steps"] == 10 and None not in recipe.values()
+    rows = pq.read_table(tmp_path / "raw.parquet").to_pylist()
+    assert (tmp_path / "table.md").read_text().startswith("# Recipes on Scenes-MC, dev split, 1 seed")
+    with Image.open(tmp_path / module.FIGURE) as drawn:
+        assert drawn.size == module.figure(rows, list(told)).size
+    (tmp_path / module.FIGURE).write_bytes(b"an older one")
+    assert list(results_follow.make_again(tmp_path)) == [tmp_path / module.FIGURE]
+    assert list(results_follow.make_again(tmp_path)) == [], "what follows is not written again"
 
 
 @pytest.mark.parametrize(
