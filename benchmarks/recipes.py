@@ -65,7 +65,7 @@ REPORTED = {
     "fixed_noise_loss": "fixed_noise_loss",
 }
 SHOWN = ("right_object", "attention_iou")
-"""drawn for every set"""
+"""metrics of the figure, a panel for each set"""
 FIGURE = "figure.png"
 COMPARED = ("right_object", "right_object_second", "assignment", "iou_final", "fixed_noise_loss")
 REFERENCE = "paper"
@@ -146,12 +146,12 @@ def run(
 
     `learn` gives a pack's rows, each with its id, recipe_fingerprint and base_digest.
     """
-    shown = {name: list(examples(name, split, count, skip)) for name in sets}
+    pictures_of = {name: list(examples(name, split, count, skip)) for name in sets}  # a wrong name fails here
     model = catalogue.load(next(iter(recipes.values())).base, device=placement.device)
     known = {_key(row): row for path in others for row in pq.read_table(path).to_pylist()}
     known |= {_key(row): row for row in recorded(raw)}
     plan: list[tuple] = []
-    for name, pictures in shown.items():
+    for name, pictures in pictures_of.items():
         for seed in range(seeds):
             for label, recipe in recipes.items():
                 own = adjust(recipe, seed=seed)
@@ -316,7 +316,7 @@ def figure(rows: Sequence[Row], labels: Sequence[str]) -> Image.Image:
                 if values := list(by_picture(own, metric).values()):
                     before = list(by_picture(own, f"{metric}_step0").values())
                     panel[label] = Score(*interval(values), float(np.mean(before)) if before else None)
-    return dots(panels, [REFERENCE])
+    return dots(panels, [REFERENCE] if REFERENCE in labels else [])
 
 
 def write_parquet(rows: Sequence[Row], path: Path) -> None:

@@ -101,7 +101,8 @@ def make_again(results: Path) -> Iterator[Path]:
         yield from (file.parent / name for name, image in drawn if _put(file.parent / name, png(image)))
     for file in sorted(results.glob(f"**/{recipes.FIGURE}")):  # where one is committed
         rows, labels = _recipe_rows(file.parent)
-        yield from [file] if _put(file, png(recipes.figure(rows, labels))) else []
+        if _put(file, png(recipes.figure(rows, labels))):
+            yield file
 
 
 def _put(file: Path, content: bytes) -> bool:
