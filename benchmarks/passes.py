@@ -128,19 +128,19 @@ def main() -> None:
     given = options.parse_args()
     if given.quick:
         given.sets, given.pictures, given.every = "unnamed-2", 2, 5
-    labels = given.recipes.split(",")
+    labels, sets = given.recipes.split(","), given.sets.split(",")
     recipes = variants(
         [*labels, REFERENCE], [], initializer=NAMED, initializer_length="words", steps=10 if given.quick else None
     )
     check(recipes, given.every)
     given.out.mkdir(parents=True, exist_ok=True)
     every_row = run(
-        recipes, given.sets.split(","), given.split, given.pictures, given.seeds,
+        recipes, sets, given.split, given.pictures, given.seeds,
         Placement(pack=given.pack, samples=0, device="cpu"), given.out / f"raw-{given.split}-{given.every}.jsonl",
         learn=partial(looked_at, every=given.every),
     )  # fmt: skip
     found = {}
-    for name in given.sets.split(","):
+    for name in sets:
         rows = [row for row in every_row if row["set"] == name]
         about = {"pictures": len({row["id"] for row in rows}), "learned_at": sorted({row["commit"] for row in rows})}
         found[name] = about | {label: summary(rows, label) for label in labels}

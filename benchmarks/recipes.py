@@ -44,6 +44,7 @@ from mcpl.evaluation import statistics
 from mcpl.evaluation.statistics import SURE, Difference, interval
 from mcpl.models import catalogue
 from mcpl.orchestration.job import Runner
+from mcpl.orchestration.study_report import png
 from mcpl.packing import chunks
 from mcpl.recipes import adjust, load
 from mcpl.report.studies import Score, dots
@@ -366,7 +367,7 @@ def main() -> None:
     title = f"Recipes on Scenes-MC, {given.split} split{skipped}, {seeds}, base {given.base}, all from {start}"
     text = table(rows, list(recipes), title)
     (given.out / "table.md").write_text(text)
-    figure(rows, list(recipes)).save(given.out / FIGURE, optimize=True)
+    (given.out / FIGURE).write_bytes(png(figure(rows, list(recipes))))
     print(text)
     print(json.dumps({label: summary(rows, label, REFERENCE) for label in recipes}))
 

@@ -8,7 +8,7 @@
     stale     results whose base digest is not the shipped base's: named, no failure, to be measured again
 
 --write makes reports, figures and tables again from their rows first, where the way in which they are told has changed.
-A new kind of result is a function and one line of `KINDS`. The last line is JSON.
+A new kind of result is a function and one line of `KINDS`, its figures one of `FIGURES`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from PIL import Image
 
 from benchmarks import ceilings, recipes
 from mcpl.config import Recipe
@@ -34,6 +35,8 @@ USES = "test-split.md"
 
 Made = Iterator[tuple[Path, str, str]]
 """(file, what it should hold, the file that this follows from)"""
+Drawn = Iterator[tuple[Path, Image.Image]]
+"""(file, what it should show)"""
 
 
 def study(file: Path) -> Made:
@@ -67,6 +70,24 @@ KINDS: Mapping[str, Callable[[Path], Made]] = {
 """the file that tells a kind of result, under docs/results -> what follows from it"""
 
 
+def study_figures(file: Path) -> Drawn:
+    """The figures beside study.json and raw.parquet."""
+    for name, image in pictures(study_of(file.read_bytes()), read_raw((file.parent / RAW).read_bytes())):
+        yield file.parent / name, image
+
+
+def recipe_figure(file: Path) -> Drawn:
+    """The figure itself, beside raw.parquet: drawn again where one is kept."""
+    yield file, recipes.figure(*_recipe_rows(file.parent))
+
+
+FIGURES: Mapping[str, Callable[[Path], Drawn]] = {
+    "**/study.json": study_figures,
+    f"**/{recipes.FIGURE}": recipe_figure,
+}
+"""the file that tells that there are figures -> what they show"""
+
+
 def faults(results: Path) -> tuple[list[str], int]:
     """What does not follow, and how many results were looked at."""
     found: list[str] = []
@@ -96,13 +117,9 @@ def make_again(results: Path) -> Iterator[Path]:
     for pattern, made in KINDS.items():
         for file in sorted(results.glob(pattern)):
             yield from (path for path, text, _ in made(file) if _put(path, text.encode()))
-    for file in sorted(results.glob("**/study.json")):
-        drawn = pictures(study_of(file.read_bytes()), read_raw((file.parent / RAW).read_bytes()))
-        yield from (file.parent / name for name, image in drawn if _put(file.parent / name, png(image)))
-    for file in sorted(results.glob(f"**/{recipes.FIGURE}")):  # where one is committed
-        rows, labels = _recipe_rows(file.parent)
-        if _put(file, png(recipes.figure(rows, labels))):
-            yield file
+    for pattern, drawn in FIGURES.items():
+        for file in sorted(results.glob(pattern)):
+            yield from (path for path, image in drawn(file) if _put(path, png(image)))
 
 
 def _put(file: Path, content: bytes) -> bool:
