@@ -40,6 +40,7 @@ from PIL import Image
 from mcpl.cli.terminal import one_line
 from mcpl.config import Placement, Recipe
 from mcpl.data.pictures import mask_png, picture_png
+from mcpl.errors import ConfigError
 from mcpl.evaluation import statistics
 from mcpl.evaluation.statistics import SURE, Difference, interval
 from mcpl.models import catalogue
@@ -347,6 +348,8 @@ def main() -> None:
     given = options.parse_args()
     if given.lr and given.split != "dev":
         options.error("--lr tunes, and tuning is for --split dev")
+    if missing := [path for path in given.known if not path.is_file()]:
+        raise ConfigError(f"--known {missing[0]}: no such file; name a raw.parquet")
     if given.quick:
         given.sets, given.pictures, given.seeds, given.steps, given.samples = "unnamed-2", 2, 1, 10, 1
     recipes = variants(

@@ -139,6 +139,7 @@ def test_the_whole_command_draws_judges_and_tells(monkeypatch, tmp_path, capsys)
     [
         (["--recipes", "bset"], "recipe 'bset' is neither"),
         (["--sets", "unnamed-2,unnamed-two"], "'unnamed-two' is no set"),
+        (["--known", "nowhere.parquet"], "--known nowhere.parquet: no such file"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is run again under another name
